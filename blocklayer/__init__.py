@@ -1,0 +1,1 @@
+"""blocklayer: the block layer of a virtual-machine monitor as an asyncio library."""

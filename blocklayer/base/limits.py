@@ -22,8 +22,6 @@ class BlockLimits:
     ``memory_alignment``   power of two; address of the buffers (O_DIRECT)
     ``transfer_max``       longest read or write
     ``zeroes_max``         longest write_zeroes or discard
-    ``zeroes_alignment``   write_zeroes smaller than this or unaligned is written as data; 1 if it does not matter
-    ``discard_alignment``  discards are shrunk to this, what sticks out is ignored
     ``optimal_transfer``   preferred unit of bulk work, e.g. the cluster size
     """
 
@@ -31,13 +29,11 @@ class BlockLimits:
     memory_alignment: int = 1
     transfer_max: int = TRANSFER_MAX
     zeroes_max: int = ZEROES_MAX
-    zeroes_alignment: int = 1
-    discard_alignment: int = 1
     optimal_transfer: int = MIB
 
     def __post_init__(self) -> None:
         """Check that alignments are powers of two and that limits are multiples of the request alignment."""
-        for name in ("request_alignment", "memory_alignment", "zeroes_alignment", "discard_alignment"):
+        for name in ("request_alignment", "memory_alignment"):
             if not is_power_of_two(getattr(self, name)):
                 raise ValueError(f"{name} must be a power of two, not {getattr(self, name)}")
         if self.transfer_max < self.request_alignment or self.transfer_max % self.request_alignment:

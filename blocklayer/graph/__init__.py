@@ -1,1 +1,1 @@
-"""Layer ``graph``."""
+"""Layer ``graph``: nodes, edges, the request path, block status, drain, and the contracts of drivers."""

@@ -65,13 +65,22 @@ class Caller:
 
 
 class Graph:
-    """Use it as ``async with Graph(...) as graph``. ``drivers`` maps names to driver classes; ``gate`` is the default."""
+    """Use it as ``async with Graph(...) as graph``.
+
+    ``drivers`` maps names to driver classes, ``find_driver`` is asked for names that it lacks; ``gate`` is the default.
+    """
 
     def __init__(
-        self, drivers: Mapping[str, type[Driver]], *, engine: Callable[[], Engine], gate: Gate | None = None
+        self,
+        drivers: Mapping[str, type[Driver]],
+        *,
+        engine: Callable[[], Engine],
+        gate: Gate | None = None,
+        find_driver: Callable[[str], type[Driver] | None] = lambda _name: None,
     ) -> None:
         """Remember; nothing runs before ``__aenter__``."""
         self.drivers = dict(drivers)
+        self._find_driver = find_driver
         self.gate = gate or Gate()
         self._make_engine = engine
         self._engine: Engine | None = None
@@ -273,11 +282,11 @@ class Graph:
         return node
 
     def _driver(self, name: str) -> type[Driver]:
-        try:
-            return self.drivers[name]
-        except KeyError:
-            known = ", ".join(sorted(self.drivers))
-            raise OptionError(f"no driver is called {name!r}; there are {known}") from None
+        driver = self.drivers.get(name) or self._find_driver(name)
+        if driver is None:
+            raise OptionError(f"no driver is called {name!r}; there are {', '.join(sorted(self.drivers))}")
+        self.drivers[name] = driver
+        return driver
 
     def _make_name(self) -> str:
         self._names_made += 1

@@ -75,6 +75,9 @@ COMPRESSION_ZSTD: Final = 1
 SNAPSHOT_ENTRY_MIN: Final = 40
 """Bytes of the shortest snapshot table entry."""
 
+NAMES_CLUSTER_MIN: Final = 4096
+"""Smaller clusters keep their room for the backing file's name, as with QEMU."""
+
 _CRYPT_METHODS: Final = {1: "AES encryption", 2: "LUKS encryption"}
 
 
@@ -386,12 +389,12 @@ def for_writing(header: Header) -> Header:
 def serialize(header: Header) -> bytes:
     """The header, its extensions and the backing file's name. Raises ``FormatError`` if they exceed one cluster.
 
-    Version 3 gets a feature name table, unless the cluster has no room for it (512-byte clusters).
+    Version 3 gets a feature name table if the cluster is large enough and has room for it.
     """
     backing = _encode(header.backing_file)
     if len(backing) > BACKING_NAME_BYTES_MAX:
         raise FormatError(f"the backing file's name is longer than {BACKING_NAME_BYTES_MAX} bytes")
-    for with_names in (header.version > 2, False):
+    for with_names in (header.version > 2 and header.cluster_size >= NAMES_CLUSTER_MIN, False):
         extensions = join_extensions(_extensions(header, with_names=with_names))
         end = header.header_length + len(extensions) + len(backing)
         if end <= header.cluster_size:

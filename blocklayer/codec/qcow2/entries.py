@@ -318,18 +318,25 @@ def count_progression(table: Sequence[int], index: int, limit: int, *, step: int
             return count
     if limit <= _LOOP_MAX:
         return limit
-    count = _endpoint(table, index, limit, step)
-    words = table[index : index + count]
-    actual = memoryview(words if isinstance(words, (array, memoryview)) else array("Q", words)).cast("B")
-    return _common_words(progression(first, count, step=step), actual)
+    return _search(table, index, limit, step)
 
 
-def _endpoint(table: Sequence[int], index: int, limit: int, step: int) -> int:
-    """A count, as large as it may be, whose last word is the expected one: words between are yet to be compared."""
-    first, count = table[index], limit
-    while count > _LOOP_MAX and table[index + count - 1] != first + (count - 1) * step:
-        count = (count + _LOOP_MAX) // 2
-    return count
+def _search(table: Sequence[int], index: int, limit: int, step: int) -> int:
+    """``count_progression`` for long stretches: bisect on single words, compare what is between in bulk."""
+    first = table[index]
+    good, bad, probe = 1, limit + 1, limit
+    while bad - good > 1:
+        if table[index + probe - 1] != first + (probe - 1) * step:
+            bad = probe
+        else:
+            words = table[index + good : index + probe]
+            actual = memoryview(words if isinstance(words, (array, memoryview)) else array("Q", words)).cast("B")
+            common = _common_words(progression(first + good * step, probe - good, step=step), actual)
+            if common < probe - good:
+                return good + common
+            good = probe
+        probe = (good + bad) // 2
+    return good
 
 
 def _common_words(expected: bytearray, actual: memoryview) -> int:

@@ -27,6 +27,9 @@ MANY: Final = 255
 """A byte of this value stands for a count in the dict."""
 
 
+_LAST_SMALL: Final = MANY - 1
+
+
 class Mark(enum.IntFlag):
     """What refers to a cluster.
 
@@ -73,7 +76,8 @@ class ReferenceMap:
     def _add_to_page(self, number: int, start: int, end: int, times: int) -> None:
         page = self._page(self.counts, number)
         old = page[start:end]
-        if times < MANY and max(old) + times < MANY:
+        single = times == 1 and _LAST_SMALL not in old and MANY not in old
+        if single or (times < MANY and max(old) + times < MANY):
             page[start:end] = old.translate(_plus(times))
             return
         for position in range(start, end):

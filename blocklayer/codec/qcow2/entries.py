@@ -311,7 +311,7 @@ def count_progression(table: Sequence[int], index: int, limit: int, *, step: int
 
     ``step`` is 0 or a power of two of at least 512. Words from ``index`` to ``index + limit`` must exist.
     """
-    expected = first = table[index]
+    expected = table[index]
     for count in range(1, min(limit, _LOOP_MAX)):
         expected += step
         if table[index + count] != expected:

@@ -86,7 +86,8 @@ class RefcountBlock:
             self._store_small(index, values)
             return
         width = 1 << self.order - _BYTE_ORDER
-        words = array(_CODES[self.order], values)
+        words = array(_CODES[self.order])
+        words.extend(values)  # the constructor would take bytes for machine words
         if sys.byteorder == "little":
             words.byteswap()
         self.data[index * width : (index + len(values)) * width] = words.tobytes()
@@ -138,6 +139,8 @@ class RefcountBlock:
             self.data[index * width : (index + count) * width] = value.to_bytes(width, "big") * count
 
     def _check(self, lowest: int, highest: int, index: int, count: int) -> None:
+        if not 0 <= index <= len(self) - count:
+            raise IndexError(f"counters {index}+{count} lie outside a block of {len(self)}")
         if lowest < 0:
             raise CorruptImageError(f"a refcount of the {count} clusters from {index} would fall below zero")
         if highest > self.value_max:

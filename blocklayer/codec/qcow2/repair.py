@@ -51,8 +51,9 @@ class RepairPlan:
 
 
 def plan_repair(result: CheckResult) -> RepairPlan | None:
-    """How to make refcounts equal references, or None if they are. Changes ``result.references`` when it rebuilds.
+    """How to make refcounts equal references, or None if they are.
 
+    A rebuild takes ``result`` over: it then describes the image as it will be, and a second call answers None.
     Raises ``CorruptImageError`` for an image that this cannot make safe, ``LimitError`` for one that is too large.
     """
     if result.broken.count or result.flags.count:
@@ -85,6 +86,8 @@ def _rebuild(result: CheckResult) -> RepairPlan:
     table = array("Q", bytes(table_clusters << header.cluster_bits))
     for index, offset in blocks.items():
         table[index] = offset
+    result.refcount_table, result.rebuild = table, False
+    result.mismatched_blocks.clear()
     moved = replace(
         header,
         refcount_table_offset=start << header.cluster_bits,

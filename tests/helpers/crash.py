@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -103,4 +103,4 @@ def _sectors(offset: int, data: bytes) -> list[Write]:
     """A write cut at the multiples of 512 bytes of the file."""
     first = SECTOR - offset % SECTOR
     cuts = [0, *range(first, len(data), SECTOR), len(data)]
-    return [(offset + start, data[start:end]) for start, end in zip(cuts, cuts[1:], strict=False) if end > start]
+    return [(offset + start, data[start:end]) for start, end in pairwise(cuts) if end > start]

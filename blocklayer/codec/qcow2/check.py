@@ -186,7 +186,6 @@ class _Walk:
             count = 1
             if found.mapping is Mapping.COMPRESSED:
                 self._compressed(found.host_offset, found.compressed_length, times=times, is_active=is_active)
-                expected = 0
             elif found.mapping is Mapping.ZERO:
                 count = count_progression(entries, index, count_all - index, step=0)
             else:

@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 
 from blocklayer.base.errors import CorruptImageError
 from blocklayer.codec.qcow2 import entries
-from blocklayer.codec.qcow2.entries import ALL_ALLOCATED, ALL_ZERO, COMPRESSED, COPIED, Descriptor, Mapping, Run
+from blocklayer.codec.qcow2.entries import (
+    ALL_ALLOCATED,
+    ALL_ZERO,
+    COMPRESSED,
+    COPIED,
+    Descriptor,
+    Mapping,
+    Run,
+)
 from blocklayer.codec.qcow2.geometry import Geometry
 
 STANDARD = Geometry(cluster_bits=9)

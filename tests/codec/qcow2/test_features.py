@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 
 from blocklayer.base.errors import UnsupportedFeatureError
-from blocklayer.codec.qcow2.features import STANDARD_NAMES, FeatureName, parse_names, refuse_unknown, serialize_names
+from blocklayer.codec.qcow2.features import (
+    STANDARD_NAMES,
+    FeatureName,
+    parse_names,
+    refuse_unknown,
+    serialize_names,
+)
 
 
 def test_the_name_table_has_entries_of_48_bytes() -> None:

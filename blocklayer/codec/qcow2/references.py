@@ -15,10 +15,13 @@ from typing import TYPE_CHECKING, Final
 from blocklayer.base.errors import LimitError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 PAGE: Final = 16384
 """Clusters in a page."""
+
+_PAGE_BITS: Final = PAGE.bit_length() - 1
+_PAGE_MASK: Final = PAGE - 1
 
 PAGES_MAX: Final = 65536
 """1 Gi clusters, 64 TiB of used 64 KiB clusters: two GiB of memory at the most, far from what a real image needs."""
@@ -64,6 +67,20 @@ class ReferenceMap:
                 page[start : start + piece] = page[start : start + piece].translate(_or(int(mark)))
             first += piece
             count -= piece
+
+    def add_scattered(self, clusters: Iterable[int], *, mark: Mark) -> None:
+        """Count one reference to each of ``clusters``, in any order: less work than ``add`` for single ones."""
+        last, bits = -1, int(mark)
+        page = marks = bytearray()
+        for cluster in clusters:
+            number, position = cluster >> _PAGE_BITS, cluster & _PAGE_MASK
+            if number != last:
+                page, marks, last = self._page(self.counts, number), self._page(self.marks, number), number
+            if page[position] < _LAST_SMALL:
+                page[position] += 1
+            else:
+                self._add_to_page(number, position, position + 1, 1)
+            marks[position] |= bits
 
     def _page(self, pages: dict[int, bytearray], number: int) -> bytearray:
         page = pages.get(number)

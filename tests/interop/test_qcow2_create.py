@@ -6,7 +6,7 @@ import json
 import shutil
 import subprocess
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -51,7 +51,7 @@ def check(path: Path) -> dict[str, int]:
     return result
 
 
-LAYOUTS = [
+LAYOUTS: list[dict[str, object]] = [
     {"size": 0},
     {"size": 1000},
     {"size": GIB},
@@ -79,7 +79,7 @@ def test_what_we_lay_out_is_clean_and_complete_for_qemu(tmp_path: Path, layout: 
     create(path, options)
     result = check(path)
     assert result["image-end-offset"] == path.stat().st_size
-    info = json.loads(qemu_img("info", "--output", "json", path))
+    info: dict[str, Any] = json.loads(qemu_img("info", "--output", "json", path))
     assert info["virtual-size"] == plan_create(options).header.size
     assert info["cluster-size"] == options.cluster_size
     details = info["format-specific"]["data"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from blocklayer.base.errors import IOFailedError, JobCancelledError, SnapshotBrokenError
@@ -154,7 +155,7 @@ async def test_a_reader_of_the_target_that_is_on_its_way_to_the_source_sees_old_
             tasks.start_soon(read)
             await gate.reached.wait()
             scripted(source).script = None
-            tasks.start_soon(source.write, 0, b"new" * 1000)
+            tasks.start_soon(source.write, 0, b"new!" * 1024)  # aligned: nothing else holds it up
             for _ in range(50):
                 await anyio.lowlevel.checkpoint()
             assert scripted(source).bytes[:3] != b"new"

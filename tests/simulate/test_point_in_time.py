@@ -1,0 +1,36 @@
+"""The point in time holds under random writes, faults, pauses, drained sections, speeds and cancels.
+
+``BLOCKLAYER_SEEDS`` sets how many seeds run (default 100); a seed that fails replays alone with
+``python -m tests.simulate.replay SEED``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+
+import pytest
+
+from tests.simulate.point_in_time import simulate
+
+SEEDS = int(os.environ.get("BLOCKLAYER_SEEDS", "100"))
+BATCH = 20
+
+
+@pytest.mark.parametrize("first", range(0, SEEDS, BATCH))
+def test_the_copy_is_the_disk_as_it_was(first: int) -> None:
+    for seed in range(first, min(first + BATCH, SEEDS)):
+        try:
+            simulate(seed)
+        except BaseException as error:
+            error.add_note(f"replay with: python -m tests.simulate.replay {seed}")
+            raise
+
+
+def test_the_seeds_reach_every_mode_and_ending() -> None:
+    outcomes = [simulate(seed) for seed in range(60)]
+    assert {outcome.mode for outcome in outcomes} == {"full", "top", "none"}
+    assert Counter(outcome.ending for outcome in outcomes)["success"] > 20
+    assert {"JobCancelledError"} <= {outcome.ending for outcome in outcomes}
+    assert sum(outcome.writes for outcome in outcomes) > 1000
+    assert sum(outcome.reads_checked for outcome in outcomes) > 100

@@ -8,12 +8,13 @@ from __future__ import annotations
 import asyncio
 import functools
 import selectors
-from typing import TYPE_CHECKING, ParamSpec
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
 P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Deadlock(AssertionError):
@@ -44,16 +45,34 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         """Make the loop."""
         self._jumping = _JumpingSelector()
         super().__init__(self._jumping)
+        self.ticks = 0
+        """How often the loop has gone round."""
+        self.act_at = -1
+        """The tick at which ``action`` is called."""
+        self.action: Callable[[], object] = lambda: None
+
+    def _run_once(self) -> None:
+        self.ticks += 1
+        if self.ticks == self.act_at:
+            self.action()
+        super()._run_once()  # type: ignore[misc]  # the stock loop's own, which its stubs leave out
 
     def time(self) -> float:
         """Virtual seconds."""
         return self._jumping.passed
 
 
-def run_virtual(main: Coroutine[object, object, None]) -> None:
+def virtual_loop() -> VirtualLoop:
+    """The loop that runs."""
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualLoop)
+    return loop
+
+
+def run_virtual(main: Coroutine[object, object, T]) -> T:
     """Run ``main`` in a loop of its own."""
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
-        runner.run(main)
+        return runner.run(main)
 
 
 def virtual_time(test: Callable[P, Coroutine[object, object, None]]) -> Callable[P, None]:

@@ -17,6 +17,10 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
+FOREVER_S = 24 * 3600
+"""The longest that asyncio waits at once; only ``sleep_forever`` asks for it."""
+
+
 class Deadlock(AssertionError):
     """Nothing is ready, and no timer is set: nobody will ever wake up."""
 
@@ -32,7 +36,7 @@ class _JumpingSelector(selectors.DefaultSelector):  # type: ignore[misc, valid-t
         """Answer what is ready now; else let the time pass."""
         ready = super().select(0)
         if not ready:
-            if timeout is None:
+            if timeout is None or timeout >= FOREVER_S:
                 raise Deadlock("every task waits for another one")
             self.passed += timeout
         return ready

@@ -2,38 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import anyio
 import anyio.lowlevel
 import pytest
 
 from blocklayer.base.errors import IOFailedError, JobCancelledError, SnapshotBrokenError
-from blocklayer.base.units import KIB, MIB
-from blocklayer.jobs.backup import BackupJob, BackupRequest, BackupResult
-from blocklayer.jobs.manager import JobManager
+from blocklayer.base.units import MIB
+from blocklayer.jobs.backup import BackupResult
+from tests.helpers.backups import CLUSTER, SIZE, backup, pattern
 from tests.helpers.scripted import Gate, disk, fail_on, scripted, scripted_graph
 from tests.helpers.virtual_time import virtual_time
-
-if TYPE_CHECKING:
-    from blocklayer.graph.graph import Graph
-    from blocklayer.graph.node import Node
-
-CLUSTER = 64 * KIB
-SIZE = 8 * MIB
-
-
-async def backup(graph: Graph, source: Node, target: Node, manager: JobManager | None = None, **options: object) -> BackupJob:
-    """Start one backup."""
-    manager = manager or JobManager(graph)
-    (job,) = await manager.start_backups([BackupRequest.build(source, target, **options)])
-    return job
-
-
-def pattern(size: int) -> bytes:
-    """Bytes without two clusters alike."""
-    return b"".join(index.to_bytes(8, "little") for index in range(1, size // 8 + 1))
-
 
 @virtual_time
 async def test_full_copies_everything() -> None:

@@ -32,6 +32,9 @@ CLUSTER_MAX = GIB
 CHUNK_DEFAULT = MIB
 """Longest background request when ``max_chunk`` is 0, as for QEMU's buffered copies."""
 
+COPY_RANGE_MAX = 16 * MIB
+"""Longest request to the storage's own copying: it cannot be interrupted, so it has to be over soon."""
+
 INT_MAX = 2**31 - 1
 """QEMU's limit for ``max-workers``."""
 

@@ -17,7 +17,7 @@ import anyio
 from blocklayer.base.errors import BlockError, InUseError, OptionError, StateError, UnsupportedError
 from blocklayer.graph.node import Node
 from blocklayer.jobs.backup import BackupJob, BackupPlan
-from blocklayer.jobs.backup_options import SyncMode, choose_chunk, choose_cluster
+from blocklayer.jobs.backup_options import COPY_RANGE_MAX, SyncMode, choose_chunk, choose_cluster
 from blocklayer.jobs.backup_target import BackupTarget, check_not_related, open_target, subtree
 from blocklayer.jobs.block_copy import CopyMode
 from blocklayer.jobs.transaction import Transaction
@@ -25,7 +25,7 @@ from blocklayer.jobs.transaction import Transaction
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from blocklayer.jobs.backup_options import BackupRequest
+    from blocklayer.jobs.backup_options import BackupOptions, BackupRequest
     from blocklayer.jobs.manager import JobManager
 
 _log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ async def start_backups(manager: JobManager, requests: Sequence[BackupRequest], 
     jobs: list[BackupJob] = []
     try:
         for request in requests:
-            jobs.append(await _make_job(manager, request))
+            jobs.append(await _make_job(manager, request))  # noqa: PERF401 - what is there has to be undone
         await _take_point_in_time(jobs)
         if grouped:
             transaction = Transaction(jobs)
@@ -145,9 +145,15 @@ def _plan(manager: JobManager, request: BackupRequest, target: BackupTarget, syn
         compress=options.compress,
         target_is_zero=target.is_zero,
         serialising=source in subtree(node),
-        use_copy_range=options.use_copy_range,
+        copy_range_chunk=_copy_range_chunk(options),
     )
     return BackupPlan(source, target, options, sync.mode, sync.reason, mode, choice.warnings)
+
+
+def _copy_range_chunk(options: BackupOptions) -> int:
+    if not options.use_copy_range:
+        return 0
+    return min(COPY_RANGE_MAX, options.max_chunk or COPY_RANGE_MAX)
 
 
 def _cluster_of(target: Node) -> int | None:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from blocklayer.base.errors import BlockError, InUseError, OptionError, from_os_error
+from blocklayer.base.errors import BlockError, InUseError, MissingFileError, OptionError, from_os_error
 from blocklayer.base.modes import Permission
 from blocklayer.graph.block_status import unfiltered
 from blocklayer.graph.opener import NodeReference
@@ -121,10 +121,11 @@ async def _create(graph: Graph, source: Node, path: str, options: BackupOptions,
     backing = source if sync is SyncMode.NONE else source.backing if sync is SyncMode.TOP else None
     created: dict[str, object] = dict(options.target_options or {})
     if backing is not None and backing.filename is not None:
-        created["backing_file"] = os.path.abspath(backing.filename)  # noqa: PTH100 - names are text all through
+        created["backing_file"] = await asyncio.to_thread(os.path.abspath, backing.filename)
         created["backing_fmt"] = unfiltered(backing).driver.name
     name, temporary = path, None
     if sync is not SyncMode.NONE and await asyncio.to_thread(_replaceable, path):
+        await _check_unlocked(graph, path)
         name = temporary = f"{path}.{secrets.token_hex(4)}.part"
     await graph.create(name, format=wanted, size=source.size, **created)
     try:
@@ -142,9 +143,18 @@ async def _create(graph: Graph, source: Node, path: str, options: BackupOptions,
     return BackupTarget(node, label=path, opened=True, temporary=temporary, final=final, is_zero=is_zero)
 
 
+async def _check_unlocked(graph: Graph, path: str) -> None:
+    """Raise ``LockedError`` if another process holds the file whose name the target is going to take."""
+    try:
+        node = await graph.open({"driver": "file", "filename": path})
+    except MissingFileError:
+        return
+    await node.close()
+
+
 def _choose_format(graph: Graph, source: Node, path: str, sync: SyncMode) -> str:
     """What the name's ending says; else the source's own format, if it can do what the mode needs; else qcow2."""
-    ending = os.path.splitext(path)[1].lower()  # noqa: PTH122 - names are text all through
+    ending = os.path.splitext(path)[1].lower()
     by_name = next((name for name, driver in graph.drivers.items() if ending and ending in driver.suffixes), None)
     if by_name is not None:
         return by_name

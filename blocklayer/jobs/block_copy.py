@@ -20,7 +20,6 @@ from blocklayer.base.buffers import is_zero
 from blocklayer.base.errors import BlockError
 from blocklayer.base.modes import WriteFlags
 from blocklayer.base.ranges import split
-from blocklayer.base.units import MIB
 from blocklayer.jobs.buffers import BUFFER_LENGTH, BufferPool
 from blocklayer.jobs.survey import Content
 
@@ -31,9 +30,6 @@ if TYPE_CHECKING:
     from blocklayer.graph.child import Child
     from blocklayer.jobs.claims import Claim, Claims
     from blocklayer.jobs.survey import Survey
-
-COPY_RANGE_MAX = 16 * MIB
-"""Longest request to the storage's own copying: it cannot be interrupted, so it has to be over soon."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +56,8 @@ class CopyMode:
     compress: bool = False
     target_is_zero: bool = False
     serialising: bool = False
-    use_copy_range: bool = False
+    copy_range_chunk: int = 0
+    """Longest request to the storage's own copying; 0: do not use it."""
 
 
 @dataclass(slots=True)
@@ -100,7 +97,7 @@ class BlockCopy:
         self._done = done
         self._dropped = dropped
         self._pool = BufferPool()
-        self._copy_range = mode.use_copy_range and not (mode.serialising or mode.compress)
+        self._copy_range = mode.copy_range_chunk > 0 and not (mode.serialising or mode.compress)
         self._used_copy_range = False
         self._flags = WriteFlags.SERIALISING if mode.serialising else WriteFlags.NONE
         self._zero_flags = self._flags | WriteFlags.MAY_UNMAP
@@ -130,7 +127,7 @@ class BlockCopy:
         if content is Content.ZERO:
             length_max = max(length_max, self.target.node.driver.limits.zeroes_max // self.mode.cluster)
         elif self._copy_range and background:
-            length_max = max(length_max, COPY_RANGE_MAX // self.mode.cluster)
+            length_max = max(length_max, self.mode.copy_range_chunk // self.mode.cluster)
         return self.claims.take(first, last, length_max=length_max, background=background)
 
     def settle_without_copy(self, first: int, last: int, content: Content) -> bool:
@@ -269,7 +266,7 @@ class BlockCopy:
             return False
         self._used_copy_range = True
         try:
-            for piece in split(offset, length, length_max=COPY_RANGE_MAX):
+            for piece in split(offset, length, length_max=self.mode.copy_range_chunk):
                 if not await source.driver.copy_range_to(target.driver, piece.offset, piece.offset, piece.length):
                     self._copy_range = False
                     return False

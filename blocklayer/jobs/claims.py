@@ -10,10 +10,9 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from blocklayer.jobs.signal import Signal
-
 if TYPE_CHECKING:
     from blocklayer.bitmap.copy_bitmap import CopyBitmap
+    from blocklayer.jobs.signal import Signal
 
 
 class Claim:

@@ -51,10 +51,10 @@ class Survey:
         end = max(end, first_end)
         status = await self._status(offset, end - offset)
         content, reached = self._content(status), status.end
-        while reached < first_end and content is not Content.DATA:
+        while reached < first_end and content is not Content.DATA:  # the first cluster may be made of several extents
             status = await self._status(reached, end - reached)
             if self._content(status) is not content:
-                content = Content.DATA
+                return Run(offset, first_end, Content.DATA)
             reached = status.end
         if content is Content.DATA:
             return Run(offset, min(align_up(max(reached, first_end), self._cluster), end), content)

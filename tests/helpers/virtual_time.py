@@ -25,7 +25,7 @@ class Deadlock(AssertionError):
     """Nothing is ready, and no timer is set: nobody will ever wake up."""
 
 
-class _JumpingSelector(selectors.DefaultSelector):  # type: ignore[misc, valid-type]  # chosen at run time by the library
+class _JumpingSelector(selectors.DefaultSelector):
     """Never waits; says how long it would have waited."""
 
     def __init__(self) -> None:

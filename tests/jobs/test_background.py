@@ -58,7 +58,7 @@ async def test_ignore_tries_again_until_it_works(side: str) -> None:
     async with scripted_graph() as graph:
         source, target = await pair(graph)
         script_side(source, target, side, 20)
-        job = await backup(graph, source, target, **{f"on_{side}_error": "ignore"})
+        job = await backup(graph, source, target, None, **{f"on_{side}_error": "ignore"})
         await job.wait()
         assert scripted(target).bytes == pattern(SIZE)
 
@@ -69,7 +69,7 @@ async def test_stop_pauses_until_resumed(side: str) -> None:
     async with scripted_graph() as graph:
         source, target = await pair(graph)
         script_side(source, target, side, 1)
-        job = await backup(graph, source, target, max_workers=1, **{f"on_{side}_error": "stop"})
+        job = await backup(graph, source, target, None, max_workers=1, **{f"on_{side}_error": "stop"})
         while job.status.value != "paused":
             await anyio.sleep(0)
         assert job.query().io_status is IOStatus.FAILED

@@ -156,7 +156,7 @@ class _Simulation:
             self.snapshot = content(source)
             return register(hook)  # type: ignore[arg-type]  # passed on as it came
 
-        source.before_write = before_write  # type: ignore[assignment]  # a spy for this run
+        source.before_write = before_write  # type: ignore[method-assign]  # a spy for this run
 
     async def _script(self, kind: str, _offset: int, _length: int) -> None:
         rng = self.random

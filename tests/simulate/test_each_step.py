@@ -23,7 +23,7 @@ from tests.helpers.virtual_time import run_virtual, virtual_loop
 from tests.simulate.point_in_time import content
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from blocklayer.graph.node import Node
 
@@ -46,9 +46,9 @@ class Scene:
     ticks: int = 0
     job: BackupJob | None = None
     starter: asyncio.Task[None] | None = None
-    guest: asyncio.Task[None] | None = None
-    closer: asyncio.Task[None] | None = None
-    close: Callable[[], object] = lambda: None
+    guest: asyncio.Future[None] | None = None
+    closer: asyncio.Future[None] | None = None
+    close: Callable[[], Awaitable[None]] = anyio.lowlevel.checkpoint
     written: set[int] = field(default_factory=set)
     ending: str = ""
 
@@ -168,7 +168,7 @@ def cancel_guest(scene: Scene) -> None:
 
 def close_graph(scene: Scene) -> None:
     """The end of everything."""
-    scene.closer = asyncio.ensure_future(scene.close())  # type: ignore[arg-type]  # a coroutine function's result
+    scene.closer = asyncio.ensure_future(scene.close())
 
 
 @pytest.mark.parametrize("act", [cancel_job, cancel_job_softly, cancel_guest])

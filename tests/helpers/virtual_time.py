@@ -63,12 +63,20 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         super()._run_once()  # type: ignore[misc]  # the stock loop's own, which its stubs leave out
 
     def run_in_executor(self, executor: object, func: Callable[..., R], *args: object) -> asyncio.Future[R]:  # type: ignore[override]  # noqa: ARG002 - no thread, no executor
-        """Run it here and now: threads have a time of their own."""
+        """Run it in the loop, one turn later: threads have a time of their own."""
         future: asyncio.Future[R] = self.create_future()
-        try:
-            future.set_result(func(*args))
-        except Exception as error:  # noqa: BLE001 - whatever it is, it goes to who waits
-            future.set_exception(error)
+
+        def run() -> None:
+            try:
+                result = func(*args)
+            except Exception as error:  # noqa: BLE001 - whatever it is, it goes to who waits
+                if not future.cancelled():
+                    future.set_exception(error)
+            else:
+                if not future.cancelled():
+                    future.set_result(result)
+
+        self.call_soon(run)
         return future
 
     def time(self) -> float:

@@ -9,7 +9,8 @@ Layers of this package: the scenarios (one file each) sit on ``ours`` and on the
 Rules that every scenario keeps
 - Rounds are interleaved (ours, theirs, ours, theirs...) in one run, and medians are compared: on a shared machine
   ratios can be believed, absolute numbers cannot.
-- Both sides find the same state: the same files, sources in the page cache, no dirty pages left by the one before.
+- Both sides find the same state: the same files, sources in the page cache (in small pages where small requests are
+  measured, see ``images.warm_in_small_pages``), no dirty pages left by the side before.
 - The same work is done: the same offsets, the same data, the same durability.
 - A ratio above 1 means that ours is better, whatever the unit.
 """

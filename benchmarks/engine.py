@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from benchmarks import loops, workers
 from benchmarks.command_line import main
 from benchmarks.harness import Case, Scenario, requests_per_second
-from benchmarks.images import Offsets, make_disk, warm, workspace
+from benchmarks.images import Offsets, make_disk, warm_in_small_pages, workspace
 from benchmarks.ours import ENGINES
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def cases(settings: Settings) -> Iterator[Sequence[Case]]:
     """Each depth under each loop, with the peer under the same loop."""
     with workspace(settings.directory, "engine") as place:
         path = make_disk(place / "disk.raw", "raw", settings.size)
-        warm(path)
+        warm_in_small_pages(path)
         offsets = Offsets(settings.size, REQUEST, settings.requests)
         yield [
             Case(

@@ -24,7 +24,7 @@ from benchmarks.backups import PEER
 from benchmarks.command_line import main
 from benchmarks.guest import REQUEST, Guest
 from benchmarks.harness import Case, Scenario, requests_per_second, seconds
-from benchmarks.images import Offsets, make_disk, make_empty, warm, workspace
+from benchmarks.images import Offsets, make_disk, make_empty, warm_in_small_pages, workspace
 from benchmarks.qemu_img import Bench
 from benchmarks.storage_daemon import StorageDaemon, node_options
 
@@ -57,7 +57,7 @@ NOTE = (
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """What goes on while the guest writes: ``kind`` is idle, none or full; ``speed`` in bytes per second, 0: no limit."""
+    """What goes on while the guest writes: ``kind`` is idle, none or full; ``speed`` in bytes/s, 0: no limit."""
 
     name: str
     kind: str
@@ -192,7 +192,7 @@ def cases(settings: Settings) -> Iterator[Sequence[Case]]:
     """See the module's text."""
     with workspace(settings.directory, "guest-writes") as place:
         source = make_disk(place / f"source.{FORMAT}", FORMAT, settings.size)
-        warm(source)
+        warm_in_small_pages(source)
         disks = Disks(source, place / f"target.{FORMAT}", place, settings.size, settings.requests)
         yield [_case(situation, disks, settings) for situation in situations(settings.size // PACED_S)]
 

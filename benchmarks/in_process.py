@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 REQUEST = 4096
 DEPTHS = (1, 16, 64)
+SHARE = 4
+"""The disk is ``--size`` divided by this: small requests need none larger, and it is made anew for each writing run."""
+
 NOTE = (
     "4 KiB at offsets spread by a constant step, the same for both (qemu-img bench knows no random ones); page cache "
     "warm; the peer uses worker threads and the page cache."

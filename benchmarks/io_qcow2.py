@@ -6,15 +6,14 @@ to each other cluster copies 60 KiB of it on write. Every writing run starts fro
 
 from __future__ import annotations
 
-import os
 import shutil
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from benchmarks.command_line import main
 from benchmarks.harness import Case, Scenario, requests_per_second
-from benchmarks.images import make_disk, make_overlay, warm, workspace
-from benchmarks.in_process import Disk
+from benchmarks.images import make_disk, make_overlay, warm_in_small_pages, workspace
+from benchmarks.in_process import SHARE, Disk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -29,17 +28,18 @@ READ_BAR, READ_AIM = 3.0, 5.0
 def cases(settings: Settings) -> Iterator[Sequence[Case]]:
     """A qcow2 base, full of data, under a qcow2 overlay."""
     with workspace(settings.directory, "io-qcow2") as place:
-        base = make_disk(place / "base.qcow2", "qcow2", settings.size)
-        pristine = make_overlay(place / "pristine.qcow2", base, "qcow2", allocated=ALLOCATED, size=settings.size)
+        size = settings.size // SHARE
+        base = make_disk(place / "base.qcow2", "qcow2", size)
+        pristine = make_overlay(place / "pristine.qcow2", base, "qcow2", allocated=ALLOCATED, size=size)
         path = place / "overlay.qcow2"
 
         def prepare() -> None:
             shutil.copyfile(pristine, path)
-            os.sync()
+            warm_in_small_pages(path)
 
         prepare()
-        warm(base, path)
-        disk = Disk(path, "qcow2", settings.size, prepare)
+        warm_in_small_pages(base)
+        disk = Disk(path, "qcow2", size, prepare)
         yield [*disk.cases(settings, requests_per_second(READ_BAR, READ_AIM))]
 
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from benchmarks.command_line import main
 from benchmarks.harness import Case, Scenario, requests_per_second
-from benchmarks.images import make_disk, warm, workspace
-from benchmarks.in_process import Disk
+from benchmarks.images import make_disk, warm_in_small_pages, workspace
+from benchmarks.in_process import SHARE, Disk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 def cases(settings: Settings) -> Iterator[Sequence[Case]]:
     """A file that is all allocated, so that writes find no holes."""
     with workspace(settings.directory, "io-raw") as place:
-        path = make_disk(place / "disk.raw", "raw", settings.size)
-        warm(path)
-        yield [*Disk(path, "raw", settings.size, prepare=lambda: path).cases(settings, requests_per_second())]
+        size = settings.size // SHARE
+        path = make_disk(place / "disk.raw", "raw", size)
+        warm_in_small_pages(path)
+        yield [*Disk(path, "raw", size, prepare=lambda: path).cases(settings, requests_per_second())]
 
 
 SCENARIO = Scenario("io_raw", __doc__, cases)

@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from benchmarks.images import CLUSTER, MIB, Offsets, fill_raw, make_disk, make_overlay, make_sparse, warm, workspace
+from benchmarks.images import (
+    CLUSTER,
+    MIB,
+    Offsets,
+    fill_raw,
+    make_disk,
+    make_overlay,
+    make_sparse,
+    warm,
+    warm_in_small_pages,
+    workspace,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -62,6 +73,7 @@ def test_a_file_with_holes_can_be_warmed(tmp_path: Path) -> None:
         file.seek(1 << 39)
         file.write(b"x" * 4096)
     warm(path)
+    warm_in_small_pages(path)
     assert path.stat().st_size == 1 << 40
 
 

@@ -6,7 +6,7 @@ costs microseconds.
 
 Invariants
 - ``remaining`` is the number of set bits; it is kept, not counted.
-- Bits are cleared when a copy starts (``clear``) and set again if it failed (``restore``); a copy that succeeded changes nothing.
+- Bits are cleared when a copy starts (``clear``) and set again if it failed (``restore``).
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ class CopyBitmap:
     def __init__(self, clusters: int) -> None:
         """Ask for every cluster. Raises ``LimitError`` for more than ``CLUSTERS_MAX``."""
         if clusters > CLUSTERS_MAX:
-            raise LimitError(f"{clusters} clusters are more than a copy bitmap may have ({CLUSTERS_MAX}); use larger clusters")
+            message = f"{clusters} clusters are more than a copy bitmap may have ({CLUSTERS_MAX}); use larger clusters"
+            raise LimitError(message)
         self._bits = bitarray(clusters)
         self._bits.setall(1)
         self.clusters = clusters

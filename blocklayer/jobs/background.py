@@ -8,20 +8,20 @@ round until no bit is set and nothing is in flight; a copy that failed has set i
 
 Invariants
 - Between ``held_up`` and the claim there is no await.
-- The event loop gets a turn at least every ``BREATH_S``, also when there is nothing but holes.
+- The event loop gets a turn at least every millisecond, also when there is nothing but holes.
 - Tasks record failures and never raise: the loop decides what they mean.
 """
 
 from __future__ import annotations
 
 import asyncio
-from time import perf_counter
 from typing import TYPE_CHECKING, NamedTuple
 
 import anyio
 
 from blocklayer.base.errors import BlockError
 from blocklayer.jobs.block_copy import BlockCopy, Failure
+from blocklayer.jobs.breath import Breather
 from blocklayer.jobs.events import BlockJobFailing
 from blocklayer.jobs.policy import ErrorAction, OnError, backoff_s, decide, io_status
 
@@ -35,9 +35,6 @@ if TYPE_CHECKING:
 
 WORKERS_MAX = 16
 """Background copies in flight: 16 MiB keep two cores and any storage busy; more only delay guests' requests."""
-
-BREATH_S = 0.001
-"""How long the loop may work without giving the event loop a turn."""
 
 
 class ErrorPolicy(NamedTuple):
@@ -60,7 +57,15 @@ class Background:
     """One job's loop. ``job`` gives pause points, speed and events."""
 
     def __init__(
-        self, job: Job, copy: BlockCopy, bitmap: CopyBitmap, claims: Claims, survey: Survey, policy: ErrorPolicy, *, workers: int
+        self,
+        job: Job,
+        copy: BlockCopy,
+        *,
+        bitmap: CopyBitmap,
+        claims: Claims,
+        survey: Survey,
+        policy: ErrorPolicy,
+        workers: int,
     ) -> None:
         """At most ``workers`` copies are in flight, and never more than ``WORKERS_MAX``."""
         self.fatal: Exception | None = None
@@ -78,7 +83,7 @@ class Background:
         self._cursor = 0
         self._run: Run | None = None
         self._surveying = False
-        self._breathed = 0.0
+        self._breather = Breather()
 
     @property
     def busy(self) -> bool:
@@ -100,7 +105,7 @@ class Background:
 
     async def _dispatch(self, tasks: TaskGroup) -> Exception | None:
         while True:
-            await self._breathe()
+            await self._breather.breathe()
             await self._job.pause_point()
             if self._failures and (error := self._judge()) is not None:
                 return error
@@ -127,6 +132,8 @@ class Background:
         if self._claims.background >= self._workers:
             await self._job.changed.wait()
             return True
+        if not self._bitmap.remaining:
+            return False
         now = asyncio.get_running_loop().time()
         delay = max(self._job.limit.delay(now), self._not_before - now)
         if delay <= 0:
@@ -149,7 +156,7 @@ class Background:
             self._cursor = last
             if self._job.held_up:
                 return None
-            await self._breathe()
+            await self._breather.breathe()
         return None
 
     async def _ask(self, offset: int) -> Run | None:
@@ -214,9 +221,3 @@ class Background:
 
     def _back_off(self, attempt: int) -> None:
         self._not_before = max(self._not_before, asyncio.get_running_loop().time() + backoff_s(attempt))
-
-    async def _breathe(self) -> None:
-        now = perf_counter()
-        if now - self._breathed > BREATH_S:
-            await asyncio.sleep(0)
-            self._breathed = perf_counter()

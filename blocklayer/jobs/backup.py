@@ -4,8 +4,8 @@
                                                      +-> BlockCopy: source edge -> target edge
     the job's own loop (``Background``) -------------+
 
-The instant is when the notifier is registered, inside a drained section (``backup_start.py``). From then on a cluster is
-copied before it changes, by whoever comes first: the guest's write that is about to change it, or the loop.
+The instant is when the notifier is registered, inside a drained section (``backup_start.py``). From then on a cluster
+is copied before it changes, by whoever comes first: the guest's write that is about to change it, or the loop.
 
     full   the loop copies every cluster of the chain; zeroes and holes are not read
     top    the loop and the notifier skip clusters of which the topmost layer holds no sector
@@ -13,8 +13,8 @@ copied before it changes, by whoever comes first: the guest's write that is abou
 
 Invariants
 - A cluster whose bit is set still has the content that it had at the instant.
-- ``do_cow`` returns only when no bit in the write's range is set and none of its clusters is in flight, or it raises, or
-  the point in time is given up: then it returns at once, and nobody waits for the job any more.
+- ``do_cow`` returns only when no bit in the write's range is set and none of its clusters is in flight, or it raises,
+  or the point in time is given up: then it returns at once, and nobody waits for the job any more.
 - When ``run`` ends, however it does, the hook is removed and nothing is in flight.
 """
 
@@ -121,11 +121,14 @@ class BackupJob(Job):
         self._claims = claims = Claims(bitmap, self.changed)
         survey = Survey(plan.source, plan.mode.cluster, top_only=top_only)
         self._copy = copy = BlockCopy(
-            self._source, self._target, bitmap, claims, survey, plan.mode, done=self.advance, dropped=self.drop
-        )
+            self._source, self._target, plan.mode,
+            bitmap=bitmap, claims=claims, survey=survey, done=self.advance, dropped=self.drop,
+        )  # fmt: skip
         self._before = BeforeWrite(copy, claims, surveyed=top_only, timeout_s=options.cbw_timeout, spawn=spawn)
         policy = ErrorPolicy(options.on_source_error, options.on_target_error, options.retry)
-        self._background = Background(self, copy, bitmap, claims, survey, policy, workers=options.max_workers)
+        self._background = Background(
+            self, copy, bitmap=bitmap, claims=claims, survey=survey, policy=policy, workers=options.max_workers
+        )
 
     # -- for people --------------------------------------------------------------------------------------------
 

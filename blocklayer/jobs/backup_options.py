@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from typing import Self
 
 CLUSTER_DEFAULT = 64 * KIB
-"""QEMU's unit of backups: small enough that a guest's write waits little, large enough that a bit per cluster is cheap."""
+"""QEMU's unit of backups: a guest's write waits little for one, and a bit for each is cheap."""
 
 CLUSTER_MAX = GIB
 """Largest ``min_cluster_size``: a guest's write waits for at least one cluster."""
@@ -125,7 +125,7 @@ class BackupRequest:
 
     @classmethod
     def build(cls, source: Node, target: Node | str | os.PathLike[str], **options: object) -> Self:
-        """Make one from words and numbers: ``sync="top"``, ``speed="10M"``. ``OptionError`` if one is unknown or wrong."""
+        """Make one from words and numbers (``sync="top"``, ``speed="10M"``); ``OptionError`` if one is wrong."""
         place = target if isinstance(target, Node) else os.fspath(target)
         return cls(source, place, build(BackupOptions, options))
 
@@ -138,19 +138,15 @@ class ClusterChoice:
     warnings: tuple[str, ...] = ()
 
 
-def choose_cluster(
-    target_cluster: int | None, *, tells: bool, min_cluster_size: int
-) -> ClusterChoice:
+def choose_cluster(target_cluster: int | None, *, tells: bool, min_cluster_size: int) -> ClusterChoice:
     """The job's cluster: max(64 KiB, the target's cluster, ``min_cluster_size``).
 
     ``tells``: the target need not tell its cluster, because it is a plain file or has a backing file to fall back on.
     """
     warnings: tuple[str, ...] = ()
     if target_cluster is None and not tells:
-        warnings = (
-            "the target does not tell its cluster size and has no backing file; "
-            f"{CLUSTER_DEFAULT} bytes are assumed, and if its clusters are larger the backup may be unusable",
-        )
+        what = "the target does not tell its cluster size and has no backing file"
+        warnings = (f"{what}; {CLUSTER_DEFAULT} bytes are assumed, and if they are larger the backup may be unusable",)
     return ClusterChoice(max(CLUSTER_DEFAULT, target_cluster or 0, min_cluster_size), warnings)
 
 

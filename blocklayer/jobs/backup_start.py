@@ -4,7 +4,8 @@
     then               drain all sources -> register all notifiers -> leave: the point in time
     then               start all jobs
 
-If anything raises, or the caller is cancelled, everything is undone: no hook, edge, open target or new file stays. The order of the checks is QEMU's.
+If anything raises, or the caller is cancelled, everything is undone: no hook, edge, open target or new file stays.
+The order of the checks is QEMU's.
 """
 
 from __future__ import annotations

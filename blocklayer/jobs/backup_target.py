@@ -42,7 +42,7 @@ _PLAIN_FORMATS = frozenset({"raw", "qcow2"})
 
 
 class BackupTarget:
-    """``node``, and what has to happen to it at the end. ``temporary`` is the file's name for now, ``final`` for later."""
+    """``node``, and what has to happen to it at the end. ``temporary`` is the file's name now, ``final`` later."""
 
     def __init__(
         self, node: Node, *, label: str, opened: bool = False, temporary: str | None = None, final: str | None = None,
@@ -100,7 +100,7 @@ def check_not_related(source: Node, target: Node) -> None:
 async def open_target(graph: Graph, source: Node, path: str, options: BackupOptions, sync: SyncMode) -> BackupTarget:
     """Create the file if the mode says so, and open it. Nothing is left behind if this raises.
 
-    Raises ``OptionError`` and ``InUseError`` for files that are open in the graph, and what ``create`` and ``open`` raise.
+    Raises ``OptionError`` or ``InUseError`` for a file that is open in the graph, and what creating and opening raise.
     """
     await asyncio.to_thread(_check_path, path, list(graph.nodes.values()), list(subtree(source)))
     if options.mode is TargetMode.EXISTING:

@@ -1,7 +1,7 @@
 """Copies before guests' writes: what stands between a guest's write and the driver while a backup runs.
 
-A guest's write waits here until no cluster that it touches is asked for or in flight. Usually its own task copies; with a
-timeout a task of the graph does, because the copy has to go on when the guest has given up waiting.
+A guest's write waits here until no cluster that it touches is asked for or in flight. Usually its own task copies; with
+a timeout a task of the graph does, because the copy has to go on when the guest has given up waiting.
 
 Invariants
 - ``save`` returns None only if the range is saved, or the point in time is ``over``: then everybody returns at once.
@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from blocklayer.base.errors import TimedOutError
+from blocklayer.base.errors import BlockError, TimedOutError
 from blocklayer.jobs.block_copy import BlockCopy, Failure
+from blocklayer.jobs.breath import Breather
 from blocklayer.jobs.survey import Content
 
 if TYPE_CHECKING:
@@ -69,45 +70,80 @@ class BeforeWrite:
         await self._claims.wait_none()
 
     async def _save(self, first: int, last: int) -> Failure | None:
-        perform = self._perform_detached if self._timeout_s else self._perform
-        while not self.over:
+        breather = Breather()
+        failure = await self._skim(first, last, breather) if self._copy.is_large(first, last) else None
+        while failure is None and not self.over:
+            await breather.breathe()
             claim = self._copy.claim(first, last, background=False)
             if claim is not None:
-                failure = await perform(claim)
-                if failure is not None:
-                    return failure
+                failure = await self._perform(claim)
                 continue
             other = self._claims.overlapping(first, last)
             if other is None:
                 return None
             await other.wait()
+        return failure
+
+    async def _skim(self, first: int, last: int, breather: Breather) -> Failure | None:
+        """Settle the zeroes and holes of a large range, so that discarding a whole disk does not read all of it.
+
+        What the survey says of a cluster is true as long as its bit is set, so it need not be claimed before.
+        """
+        at = first
+        while at < last and not self.over:
+            await breather.breathe()
+            offset, length = self._copy.span(at, last)
+            try:
+                run = await self._copy.survey.run_at(offset, offset + length)
+            except BlockError as error:
+                return Failure(error, reading=True, offset=offset)
+            end = min(last, self._copy.clusters(run.offset, run.end - run.offset)[1])
+            if run.content is not Content.DATA and not self._copy.settle_without_copy(at, end, run.content):
+                failure = await self._write_zeroes(at, end)
+                if failure is not None:
+                    return failure
+            at = end
         return None
 
-    async def _perform(self, claim: Claim) -> Failure | None:
-        """Copy in the guest's own task; answers None also if the copy was abandoned, which ``over`` tells."""
+    async def _write_zeroes(self, first: int, last: int) -> Failure | None:
+        while (claim := self._copy.claim(first, last, background=False, content=Content.ZERO)) is not None:
+            failure = await self._perform(claim, Content.ZERO)
+            if failure is not None:
+                return failure
+        return None
+
+    async def _perform(self, claim: Claim, content: Content | None = None) -> Failure | None:
+        """Copy a claim (None: ask for its content); answers None also if that was given up, which ``over`` tells."""
+        if self._timeout_s:
+            return await self._detach(claim, content)
+        return await self._perform_here(claim, content)
+
+    async def _perform_here(self, claim: Claim, content: Content | None) -> Failure | None:
         with anyio.CancelScope() as scope:
             self._scopes.add(scope)
             try:
-                if self._surveyed or claim.last - claim.first > 1:
+                if content is None and (self._surveyed or claim.last - claim.first > 1):
                     return await self._copy.perform_surveyed(claim)
-                return await self._copy.perform(claim, Content.DATA)
+                return await self._copy.perform(claim, content or Content.DATA)
             finally:
                 self._scopes.discard(scope)
         return None
 
-    async def _perform_detached(self, claim: Claim) -> Failure | None:
+    async def _detach(self, claim: Claim, content: Content | None) -> Failure | None:
         """Copy in a task of the graph: it goes on when the guest stops waiting."""
         outcome: asyncio.Future[Failure | None] = asyncio.get_running_loop().create_future()
         try:
-            self._spawn(self._run_detached, claim, outcome, name="copy before write")
+            self._spawn(self._run_detached, claim, content, outcome, name="copy before write")
         except BaseException:
             self._claims.settle(claim, copied=False)
             raise
         return await asyncio.shield(outcome)
 
-    async def _run_detached(self, claim: Claim, outcome: asyncio.Future[Failure | None]) -> None:
+    async def _run_detached(
+        self, claim: Claim, content: Content | None, outcome: asyncio.Future[Failure | None]
+    ) -> None:
         try:
-            outcome.set_result(await self._perform(claim))
+            outcome.set_result(await self._perform_here(claim, content))
         except Exception as error:  # noqa: BLE001 - a bug in a driver is the guest's to see, not the graph's to die of
             outcome.set_exception(error)
             outcome.exception()  # seen, even if the guest has stopped waiting

@@ -1,8 +1,8 @@
 """The one copy engine: moves clusters from a source edge to a target edge, each of them once.
 
-The job's loop and the before-write notifier use the same engine; they differ only in who waits. Data pass through pooled
-1 MiB buffers; clusters of zeroes become write_zeroes, or nothing where the target is known to read as zeroes; with
-``compress`` each cluster of the target is written compressed. Between two files the storage itself may copy
+The job's loop and the before-write notifier use the same engine; they differ only in who waits. Data pass through
+pooled 1 MiB buffers; clusters of zeroes become write_zeroes, or nothing where the target is known to read as zeroes;
+with ``compress`` each cluster of the target is written compressed. Between two files the storage itself may copy
 (``copy_range``), until it fails for the first time.
 
 Invariants
@@ -48,7 +48,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class CopyMode:
-    """How to copy. ``cluster``: bytes of the job's unit; ``target_cluster``: of the target's; ``chunk``: longest copy at once."""
+    """How to copy. In bytes: the job's ``cluster``, the target's ``target_cluster``, the longest copy ``chunk``."""
 
     cluster: int
     target_cluster: int
@@ -71,17 +71,17 @@ class CopyCounters:
 
 
 class BlockCopy:
-    """Copies clusters of ``source`` that ``bitmap`` asks for. ``done(length)`` is called for each run that is settled well."""
+    """Copies clusters of ``source`` that ``bitmap`` asks for; ``done`` and ``dropped`` are told the bytes."""
 
     def __init__(
         self,
         source: Child,
         target: Child,
+        mode: CopyMode,
+        *,
         bitmap: CopyBitmap,
         claims: Claims,
         survey: Survey,
-        mode: CopyMode,
-        *,
         done: Callable[[int], None],
         dropped: Callable[[int], None],
     ) -> None:
@@ -120,6 +120,10 @@ class BlockCopy:
     def needs(self, first: int, last: int) -> bool:
         """Whether a write to ``[first, last)`` has to wait for anything."""
         return self.bitmap.first_set(first, last) >= 0 or self.claims.overlapping(first, last) is not None
+
+    def is_large(self, first: int, last: int) -> bool:
+        """Whether ``[first, last)`` is more than one copy."""
+        return last - first > self._chunk_clusters
 
     def claim(self, first: int, last: int, *, background: bool, content: Content = Content.DATA) -> Claim | None:
         """Claim the next run of at most a chunk; zeroes need no buffers, so their chunks are longer."""
@@ -223,7 +227,7 @@ class BlockCopy:
         return None
 
     async def _store(self, offset: int, data: memoryview) -> int:
-        """Write ``data``: runs of clusters that hold something as data, the others as zeroes; answers how many these are."""
+        """Write clusters that hold something as data and the others as zeroes; answers how many bytes these are."""
         cluster, length = self.mode.cluster, len(data)
         start = zeroes = 0
         while start < length:

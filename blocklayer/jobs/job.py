@@ -13,7 +13,7 @@ Invariants
 - ``status`` changes only through ``states.transition``; each change is an event.
 - Background work starts only right after ``pause_point`` or a check of ``held_up``, without an await in between.
 - A job belongs to the graph: cancelling a task that awaits ``wait``, ``pause`` or ``progress`` leaves the job alone.
-- A job holds edges, so it is an ``Owner``: a drained section holds up its background work like a pause, unseen by users.
+- A job holds edges, so it is an ``Owner``: a drained section holds up its background work, unseen by users.
 """
 
 from __future__ import annotations
@@ -78,15 +78,16 @@ class JobRecord:
     def to_dict(self) -> dict[str, object]:
         """JSON-able, with QEMU's keys."""
         record: dict[str, object] = {
-            "device": self.id, "type": self.type, "status": self.status.value, "offset": self.current, "len": self.total,
-            "speed": self.speed, "busy": self.busy, "paused": self.paused, "ready": self.ready,
+            "device": self.id, "type": self.type, "status": self.status.value,
+            "offset": self.current, "len": self.total, "speed": self.speed,
+            "busy": self.busy, "paused": self.paused, "ready": self.ready,
             "io-status": self.io_status.value, "auto-finalize": self.auto_finalize, "auto-dismiss": self.auto_dismiss,
         }  # fmt: skip
         return record if self.error is None else {**record, "error": self.error}
 
 
 class Job(ABC):
-    """One job. ``id`` and ``status`` are for everybody; the commands are coroutines that return when they have effect."""
+    """One job. ``id`` and ``status`` are for everybody; commands are coroutines that return when they have effect."""
 
     kind: ClassVar[str]
     """QEMU's word for the type of job: "backup"."""
@@ -124,16 +125,16 @@ class Job(ABC):
     async def run(self) -> None:
         """Do the work; when this ends, however it does, the job touches the source no more."""
 
-    async def prepare(self) -> None:
+    async def prepare(self) -> None:  # noqa: B027 - most jobs need only some of these
         """Do the last steps that can fail."""
 
-    async def commit(self) -> None:
+    async def commit(self) -> None:  # noqa: B027 - most jobs need only some of these
         """Make the result visible."""
 
-    async def abort(self) -> None:
+    async def abort(self) -> None:  # noqa: B027 - most jobs need only some of these
         """Remove traces of a job that did not succeed."""
 
-    async def clean(self) -> None:
+    async def clean(self) -> None:  # noqa: B027 - most jobs need only some of these
         """Let go of everything."""
 
     @property
@@ -374,7 +375,7 @@ class Job(ABC):
     async def _guarded(self, step: Callable[[], Awaitable[None]]) -> None:
         try:
             await step()
-        except Exception:  # the outcome is decided; what cannot be tidied up is told and left
+        except Exception:  # noqa: BLE001 - the outcome is decided; what cannot be tidied up is told and left
             _log.exception("%s could not tidy up completely", self.describe())
 
     def _note_failure(self, error: Exception) -> None:

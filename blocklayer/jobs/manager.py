@@ -1,7 +1,7 @@
 """JobManager: the jobs of one graph. They run in the graph's task group and end, at the latest, when it closes.
 
 Invariants
-- An id names at most one job; it is reserved before anything is opened for the job, and free again when the job is NULL.
+- An id names at most one job; it is reserved before anything is opened for the job, and free when the job is NULL.
 - Jobs never raise into the task group: a job's error is its own.
 - When the graph closes, all jobs are cancelled and awaited before any node is closed.
 """
@@ -77,7 +77,7 @@ class JobManager:
 
     @contextmanager
     def reserve_id(self, wanted: str | None, kind: str) -> Iterator[str]:
-        """Keep an id for the block's time: ``wanted``, or one made of ``kind`` and a number. ``DuplicateError`` if taken."""
+        """Keep an id for a while: ``wanted``, or one made of ``kind`` and a number. ``DuplicateError`` if taken."""
         job_id = self._make_id(kind) if wanted is None else check_job_id(wanted)
         if job_id in self._jobs or job_id in self._reserved:
             raise DuplicateError(f"job ID {job_id!r} already in use")

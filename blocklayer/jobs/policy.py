@@ -1,7 +1,7 @@
 """What a job does about a failed request: pure decisions.
 
-Background requests follow ``on_source_error`` and ``on_target_error`` (QEMU's BlockdevOnError), after ``retry`` more attempts
-of our own; copies before guest writes follow ``on_cbw_error``, because somebody is waiting for them.
+Background requests follow ``on_source_error`` and ``on_target_error`` (QEMU's BlockdevOnError), after ``retry`` more
+attempts of our own; copies before guest writes follow ``on_cbw_error``, because somebody is waiting for them.
 """
 
 from __future__ import annotations
@@ -12,11 +12,14 @@ from blocklayer.base.errors import BlockError, NoSpaceError
 
 BACKOFF_FIRST_S = 0.1
 BACKOFF_MAX_S = 5.0
-"""Attempts are spaced 0.1 s, 0.2 s, ... 5 s: a storage that is gone is asked twelve times a minute, not in a busy loop."""
+"""Attempts are spaced 0.1 s, 0.2 s, ... 5 s: storage that is gone is asked twelve times a minute."""
 
 
 class OnError(enum.Enum):
-    """``report``: fail; ``ignore``: try again for ever; ``stop``: pause until resumed; ``enospc`` and ``auto``: stop if space ran out, else report."""
+    """``report``: fail; ``ignore``: try again for ever; ``stop``: pause until resumed.
+
+    ``enospc`` and ``auto``: stop if space ran out, else report.
+    """
 
     REPORT = "report"
     IGNORE = "ignore"

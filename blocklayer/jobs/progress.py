@@ -1,7 +1,7 @@
 """How far a job is: a frozen record for people, and the meter that makes it.
 
-``current`` and ``total`` are bytes. ``total`` may move both ways (skipped areas are taken off, repeated work is not added);
-``current`` only grows. The rate is that of the last ``WINDOW_S`` seconds, so that it follows a change of speed.
+``current`` and ``total`` are bytes. ``total`` shrinks by areas that are skipped; ``current`` only grows. The rate
+is that of the last ``WINDOW_S`` seconds, so that it follows a change of speed.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class ProgressMeter:
         self.current += length
         if now - self._samples[-1][0] >= SAMPLE_S:
             self._samples.append((now, self.current))
-            while len(self._samples) > 2 and now - self._samples[1][0] >= WINDOW_S:  # noqa: PLR2004 - a rate needs two
+            while len(self._samples) > 2 and now - self._samples[1][0] >= WINDOW_S:
                 self._samples.popleft()
 
     def drop(self, length: int) -> None:

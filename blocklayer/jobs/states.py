@@ -6,8 +6,8 @@ where the outcome can be asked for, until the job is dismissed (NULL). RUNNING a
 READY and STANDBY are the same pair for jobs that go on until they are told to complete (a mirror). The source is
 QEMU's job API (``JobStatus``, ``JobVerb``).
 
-Everything here is pure: a job asks ``transition`` for permission to change its state and ``check_verb`` for permission to
-obey a command. The diagram in the docs is made by ``mermaid`` from the same table.
+Everything here is pure: a job asks ``transition`` for permission to change its state and ``check_verb`` for permission
+to obey a command. The diagram in the docs is made by ``mermaid`` from the same table.
 """
 
 from __future__ import annotations

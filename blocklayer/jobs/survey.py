@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Content(enum.Enum):
-    """What is to be done with a run: copy its ``DATA``, write ``ZERO``, or ``SKIP`` what the target gets from its backing file."""
+    """What to do with a run: copy ``DATA``, write ``ZERO``, or ``SKIP`` what the target has from its backing file."""
 
     DATA = "data"
     ZERO = "zero"

@@ -13,7 +13,9 @@ runs = st.tuples(st.integers(0, 40), st.integers(0, 40)).map(lambda pair: (min(p
 
 
 @given(st.lists(st.tuples(st.booleans(), runs)), runs, st.integers(1, 50))
-def test_it_agrees_with_a_list(steps: list[tuple[bool, tuple[int, int]]], where: tuple[int, int], length_max: int) -> None:
+def test_it_agrees_with_a_list(
+    steps: list[tuple[bool, tuple[int, int]]], where: tuple[int, int], length_max: int
+) -> None:
     bitmap, model = CopyBitmap(40), [True] * 40
     for restore, (first, last) in steps:
         if restore:

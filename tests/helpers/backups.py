@@ -10,6 +10,8 @@ from blocklayer.jobs.manager import JobManager
 from tests.helpers.scripted import disk, scripted
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from blocklayer.graph.graph import Graph
     from blocklayer.graph.node import Node
 
@@ -22,7 +24,9 @@ def pattern(size: int) -> bytes:
     return b"".join(index.to_bytes(8, "little") for index in range(1, size // 8 + 1))
 
 
-async def backup(graph: Graph, source: Node, target: Node, manager: JobManager | None = None, **options: object) -> BackupJob:
+async def backup(
+    graph: Graph, source: Node, target: Node | Path, manager: JobManager | None = None, **options: object
+) -> BackupJob:
     """Start one backup."""
     manager = JobManager(graph) if manager is None else manager
     (job,) = await manager.start_backups([BackupRequest.build(source, target, **options)])

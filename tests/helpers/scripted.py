@@ -1,7 +1,7 @@
 """A disk in memory for tests of jobs: layers, holes, and a script that sees each request before it happens.
 
-``script(kind, offset, length)`` is awaited before each read, write, write_zeroes, discard and flush; it may wait (a gate,
-a delay) or raise (a fault). Allocation is kept by sector, so that a layer can hold parts of a cluster.
+``script(kind, offset, length)`` is awaited before each read, write, write_zeroes, discard and flush; it may wait (a
+gate, a delay) or raise (a fault). Allocation is kept by sector, so that a layer can hold parts of a cluster.
 """
 
 from __future__ import annotations
@@ -183,7 +183,12 @@ async def disk(graph: Graph, name: str, size: int, **options: object) -> Node:
     return await graph.open({"driver": "scripted", "size": size, **options}, node_name=name)
 
 
-def fail_on(kind: str, *, times: int = 1, error: Callable[[], Exception] = lambda: IOFailedError("bad medium")) -> Script:
+def bad_medium() -> Exception:
+    """What a disk says when it breaks."""
+    return IOFailedError("bad medium")
+
+
+def fail_on(kind: str, *, times: int = 1, error: Callable[[], Exception] = bad_medium) -> Script:
     """A script that raises for the first ``times`` requests of ``kind``."""
     left = times
 

@@ -1,7 +1,7 @@
 """The smallest file driver and format with a backing file: for tests of what jobs do to target files.
 
 ``file`` holds a whole file in memory and writes it out when it is flushed; ``tiny`` keeps a scripted disk in it, as one
-line of JSON (size, backing file) and the bytes and kinds of its sectors. Both are synchronous inside: virtual time works.
+line of JSON (size, backing file) and the bytes and kinds of its sectors. Both are synchronous inside.
 """
 
 from __future__ import annotations

@@ -18,8 +18,8 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 
-FOREVER_S = 24 * 3600
-"""The longest that asyncio waits at once; only ``sleep_forever`` asks for it."""
+FOREVER_S = 1e9
+"""Thirty years: only ``sleep_forever`` waits that long."""
 
 
 class Deadlock(AssertionError):
@@ -32,12 +32,15 @@ class _JumpingSelector(selectors.DefaultSelector):
     def __init__(self) -> None:
         super().__init__()
         self.passed = 0.0
+        self._idle_since = 0.0
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         """Answer what is ready now; else let the time pass."""
         ready = super().select(0)
+        if ready or not timeout:
+            self._idle_since = self.passed
         if not ready:
-            if timeout is None or timeout >= FOREVER_S:
+            if timeout is None or self.passed - self._idle_since > FOREVER_S:
                 raise Deadlock("every task waits for another one")
             self.passed += timeout
         return ready
@@ -62,7 +65,9 @@ class VirtualLoop(asyncio.SelectorEventLoop):
             self.action()
         super()._run_once()  # type: ignore[misc]  # the stock loop's own, which its stubs leave out
 
-    def run_in_executor(self, executor: object, func: Callable[..., R], *args: object) -> asyncio.Future[R]:  # type: ignore[override]  # noqa: ARG002 - no thread, no executor
+    def run_in_executor(
+        self, executor: object, func: Callable[..., R], *args: object  # noqa: ARG002 - no thread, no executor
+    ) -> asyncio.Future[R]:
         """Run it in the loop, one turn later: threads have a time of their own."""
         future: asyncio.Future[R] = self.create_future()
 

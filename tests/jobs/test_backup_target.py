@@ -50,7 +50,7 @@ async def test_full_creates_a_target_that_stands_alone(tmp_path: Path) -> None:
     async with tiny_graph() as graph:
         source = await chain(graph, tmp_path)
         expected = await source.read(0, MIB)
-        job = await backup(graph, source, tmp_path / "copy.tiny")  # type: ignore[arg-type]  # a path
+        job = await backup(graph, source, tmp_path / "copy.tiny")
         assert {name for name in names(tmp_path) if name.startswith("copy")} != {"copy.tiny"}
         await source.write(4096, b"new" * 1000)
         result = await job.wait()
@@ -65,7 +65,7 @@ async def test_full_creates_a_target_that_stands_alone(tmp_path: Path) -> None:
 async def test_holes_cost_no_write_on_a_target_that_was_created_for_it(tmp_path: Path) -> None:
     async with tiny_graph() as graph:
         source = await disk(graph, "holes", MIB)
-        job = await backup(graph, source, tmp_path / "copy.tiny")  # type: ignore[arg-type]
+        job = await backup(graph, source, tmp_path / "copy.tiny")
         target = job.target
         result = await job.wait()
         assert result.zero_bytes == MIB
@@ -77,7 +77,7 @@ async def test_top_records_the_sources_backing_file_and_shares_its_node(tmp_path
     async with tiny_graph() as graph:
         source = await chain(graph, tmp_path)
         expected = await source.read(0, MIB)
-        job = await backup(graph, source, tmp_path / "copy.tiny", sync="top")  # type: ignore[arg-type]
+        job = await backup(graph, source, tmp_path / "copy.tiny", sync="top")
         assert job.target.backing is source.backing
         await source.write(0, b"after the instant" + bytes(495))
         result = await job.wait()
@@ -94,7 +94,7 @@ async def test_none_makes_the_source_the_backing_node_of_a_target_that_stays(tmp
     async with tiny_graph() as graph:
         source = await chain(graph, tmp_path)
         expected = await source.read(0, MIB)
-        job = await backup(graph, source, tmp_path / "point.tiny", sync="none")  # type: ignore[arg-type]
+        job = await backup(graph, source, tmp_path / "point.tiny", sync="none")
         assert job.target.backing is source
         assert "point.tiny" in names(tmp_path)
         await source.write(0, b"new" + bytes(509))
@@ -102,23 +102,24 @@ async def test_none_makes_the_source_the_backing_node_of_a_target_that_stays(tmp
         assert await job.target.read(0, MIB) == expected
         await job.cancel()
         await job.wait()
-        assert json.loads((tmp_path / "point.tiny").read_bytes().partition(b"\n")[0])["backing"] == str(tmp_path / "disk.tiny")
+        header = json.loads((tmp_path / "point.tiny").read_bytes().partition(b"\n")[0])
+        assert header["backing"] == str(tmp_path / "disk.tiny")
 
 
 @pytest.mark.parametrize("sync", ["full", "top"])
 @virtual_time
-async def test_a_job_that_fails_or_is_cancelled_leaves_no_file_and_what_was_there_before(tmp_path: Path, sync: str) -> None:
+async def test_a_job_that_does_not_succeed_leaves_no_file_and_what_was_there(tmp_path: Path, sync: str) -> None:
     async with tiny_graph() as graph:
         source = await chain(graph, tmp_path)
         (tmp_path / "copy.tiny").write_bytes(b"yesterday's")
         before = names(tmp_path)
-        job = await backup(graph, source, tmp_path / "copy.tiny", sync=sync, speed=1)  # type: ignore[arg-type]
+        job = await backup(graph, source, tmp_path / "copy.tiny", sync=sync, speed=1)
         assert len(names(tmp_path)) == len(before) + 1
         await anyio.sleep(1)
         await job.cancel()
         with pytest.raises(JobCancelledError):
             await job.wait()
-        job = await backup(graph, source, tmp_path / "copy.tiny", sync=sync)  # type: ignore[arg-type]
+        job = await backup(graph, source, tmp_path / "copy.tiny", sync=sync)
         scripted(job.target).script = fail_on("flush")
         with pytest.raises(IOFailedError):
             await job.wait()
@@ -130,7 +131,7 @@ async def test_a_job_that_fails_or_is_cancelled_leaves_no_file_and_what_was_ther
 async def test_a_target_that_cannot_be_closed_cleanly_fails_the_job(tmp_path: Path) -> None:
     async with tiny_graph() as graph:
         source = await chain(graph, tmp_path)
-        job = await backup(graph, source, tmp_path / "copy.tiny", auto_finalize=False)  # type: ignore[arg-type]
+        job = await backup(graph, source, tmp_path / "copy.tiny", auto_finalize=False)
         await anyio.sleep(1)
         await job.target.write(0, bytes(512))
         scripted(job.target).script = fail_on("flush")
@@ -145,14 +146,14 @@ async def test_an_existing_target_is_opened_as_it_is_and_kept(tmp_path: Path) ->
     async with tiny_graph() as graph:
         source = await chain(graph, tmp_path)
         await graph.create(tmp_path / "there.tiny", format="tiny", size=MIB)
-        await (await backup(graph, source, tmp_path / "there.tiny", mode="existing")).wait()  # type: ignore[arg-type]
+        await (await backup(graph, source, tmp_path / "there.tiny", mode="existing")).wait()
         copy = await graph.open(tmp_path / "there.tiny")
         assert await copy.read(0, MIB) == await source.read(0, MIB)
         with pytest.raises(MissingFileError):
-            await backup(graph, source, tmp_path / "missing.tiny", mode="existing")  # type: ignore[arg-type]
+            await backup(graph, source, tmp_path / "missing.tiny", mode="existing")
         (tmp_path / "there.img").write_bytes(b"")
         with pytest.raises(UnknownFormatError):
-            await backup(graph, source, tmp_path / "there.img", mode="existing")  # type: ignore[arg-type]
+            await backup(graph, source, tmp_path / "there.img", mode="existing")
 
 
 @virtual_time
@@ -167,11 +168,11 @@ async def test_files_that_are_open_are_refused_before_anything_is_touched(tmp_pa
         before = names(tmp_path)
         for name in ("disk.tiny", "base.tiny", "link.tiny"):
             with pytest.raises(OptionError, match="file of the source"):
-                await backup(graph, source, tmp_path / name)  # type: ignore[arg-type]
+                await backup(graph, source, tmp_path / name)
         with pytest.raises(InUseError, match="open as node"):
-            await backup(graph, source, tmp_path / "other.tiny")  # type: ignore[arg-type]
+            await backup(graph, source, tmp_path / "other.tiny")
         with pytest.raises(LockedError):
-            await backup(graph, source, tmp_path / "held.tiny")  # type: ignore[arg-type]
+            await backup(graph, source, tmp_path / "held.tiny")
         assert names(tmp_path) == before
         assert not source.path.hooks
 
@@ -182,18 +183,18 @@ async def test_a_check_that_fails_after_the_target_was_created_removes_it(tmp_pa
         source = await chain(graph, tmp_path)
         before = names(tmp_path)
         with pytest.raises(OptionError, match="max-chunk"):
-            await backup(graph, source, tmp_path / "copy.tiny", max_chunk=4096)  # type: ignore[arg-type]
+            await backup(graph, source, tmp_path / "copy.tiny", max_chunk=4096)
         with pytest.raises(OptionError, match="max-workers"):
-            await backup(graph, source, tmp_path / "copy.tiny", max_workers=0)  # type: ignore[arg-type]
+            await backup(graph, source, tmp_path / "copy.tiny", max_workers=0)
         assert names(tmp_path) == before
 
 
 async def start_and_cancel(folder: Path, tick: int) -> bool:
-    """Start a backup in a task that is cancelled at ``tick``; look for traces. Answers whether the task ended by itself."""
+    """Start a backup in a task that is cancelled at ``tick``; look for traces. Answers whether it ended by itself."""
     async with tiny_graph() as graph:
         source = await disk(graph, "source", MIB)
         loop = virtual_loop()
-        task = asyncio.ensure_future(backup(graph, source, folder / "copy.tiny"))  # type: ignore[arg-type]
+        task = asyncio.ensure_future(backup(graph, source, folder / "copy.tiny"))
         loop.ticks, loop.act_at, loop.action = 0, tick, task.cancel
         await asyncio.wait([task])
         loop.act_at = -1

@@ -90,4 +90,5 @@ def test_records_have_qemus_keys() -> None:
         "event": "BLOCK_JOB_ERROR",
         "data": {"device": "a", "operation": "read", "action": "stop"},
     }
-    assert BlockJobPending("a", "backup").to_dict() == {"event": "BLOCK_JOB_PENDING", "data": {"id": "a", "type": "backup"}}
+    pending = BlockJobPending("a", "backup").to_dict()
+    assert pending == {"event": "BLOCK_JOB_PENDING", "data": {"id": "a", "type": "backup"}}

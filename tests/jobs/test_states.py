@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 
 from blocklayer.base.errors import StateError
-from blocklayer.jobs.states import TRANSITIONS, VERBS, JobStatus, JobVerb, check_verb, mermaid, transition, way_to_aborting
+from blocklayer.jobs.states import (
+    TRANSITIONS,
+    VERBS,
+    JobStatus,
+    JobVerb,
+    check_verb,
+    mermaid,
+    transition,
+    way_to_aborting,
+)
 
 ALLOWED = {
     "undefined": "created",
@@ -49,7 +58,8 @@ def test_each_verb_is_obeyed_or_refused_as_the_table_says(state: JobStatus, verb
     if state.value in OBEYED[verb.value].split():
         check_verb("job0", state, verb)
     else:
-        with pytest.raises(StateError, match=f"'job0' in state '{state.value}' cannot accept command verb '{verb.value}'"):
+        refusal = f"'job0' in state '{state.value}' cannot accept command verb '{verb.value}'"
+        with pytest.raises(StateError, match=refusal):
             check_verb("job0", state, verb)
 
 

@@ -51,7 +51,7 @@ async def test_the_topmost_layer_alone_tells_holes_from_zeroes() -> None:
 @pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize("top_only", [False, True])
 @virtual_time
-async def test_runs_agree_with_a_look_at_each_sector(seed: int, top_only: bool) -> None:  # noqa: FBT001 - a parameter of tests
+async def test_runs_agree_with_a_look_at_each_sector(seed: int, top_only: bool) -> None:  # noqa: FBT001
     rng = Random(seed)  # noqa: S311
     async with scripted_graph() as graph:
         size = 16 * CLUSTER + rng.randrange(128) * SECTOR

@@ -16,20 +16,22 @@ from tests.helpers.virtual_time import virtual_time
 @virtual_time
 async def test_members_of_a_group_wait_for_each_other_and_conclude_together() -> None:
     async with scripted_graph() as graph:
-        requests = [BackupRequest.build(*await pair(graph, "a")), BackupRequest.build(*await pair(graph, "b"), speed=SIZE)]
+        first, second = await pair(graph, "a"), await pair(graph, "b")
+        requests = [BackupRequest.build(*first), BackupRequest.build(*second, speed=SIZE)]
         quick, slow = await JobManager(graph).start_backups(requests, grouped=True)
         await anyio.sleep(0.5)
         assert (quick.status.value, slow.status.value) == ("waiting", "running")
         await slow.wait()
         assert quick.concluded
-        assert scripted(requests[0].target).bytes == scripted(requests[1].target).bytes == pattern(SIZE)  # type: ignore[arg-type]
+        assert scripted(first[1]).bytes == scripted(second[1]).bytes == pattern(SIZE)
 
 
 @virtual_time
 async def test_one_failure_cancels_a_group() -> None:
     async with scripted_graph() as graph:
-        requests = [BackupRequest.build(*await pair(graph, "a")), BackupRequest.build(*await pair(graph, "b"), speed=SIZE)]
-        scripted(requests[1].target).script = fail_on("flush")  # type: ignore[arg-type]
+        first, second = await pair(graph, "a"), await pair(graph, "b")
+        requests = [BackupRequest.build(*first), BackupRequest.build(*second, speed=SIZE)]
+        scripted(second[1]).script = fail_on("flush")
         waiting, failing = await JobManager(graph).start_backups(requests, grouped=True)
         with pytest.raises(IOFailedError):
             await failing.wait()
@@ -51,9 +53,9 @@ async def test_cancelling_one_member_cancels_a_group() -> None:
 @virtual_time
 async def test_jobs_that_are_not_grouped_end_each_for_itself() -> None:
     async with scripted_graph() as graph:
-        requests = [BackupRequest.build(*await pair(graph, name)) for name in "ab"]
-        scripted(requests[0].target).script = fail_on("flush")  # type: ignore[arg-type]
-        failing, other = await JobManager(graph).start_backups(requests)
+        pairs = [await pair(graph, name) for name in "ab"]
+        scripted(pairs[0][1]).script = fail_on("flush")
+        failing, other = await JobManager(graph).start_backups([BackupRequest.build(*nodes) for nodes in pairs])
         with pytest.raises(IOFailedError):
             await failing.wait()
         await other.wait()
@@ -62,7 +64,8 @@ async def test_jobs_that_are_not_grouped_end_each_for_itself() -> None:
 @virtual_time
 async def test_finalizing_one_member_finalizes_all() -> None:
     async with scripted_graph() as graph:
-        requests = [BackupRequest.build(*await pair(graph, "a"), auto_finalize=False), BackupRequest.build(*await pair(graph, "b"))]
+        first, second = await pair(graph, "a"), await pair(graph, "b")
+        requests = [BackupRequest.build(*first, auto_finalize=False), BackupRequest.build(*second)]
         jobs: list[BackupJob] = await JobManager(graph).start_backups(requests, grouped=True)
         await anyio.sleep(100)
         assert [job.status.value for job in jobs] == ["pending", "pending"]

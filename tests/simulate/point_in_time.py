@@ -1,9 +1,9 @@
 """One seed, one run: a disk under random writes is backed up, and the copy must be the disk as it was at the instant.
 
-Everything random comes from the seed, and time is virtual, so a seed replays exactly: ``python -m tests.simulate.replay SEED``.
-What is drawn: the mode, sizes, the chain and its content, the job's options, delays and faults of every request, several
-guests (each owns stripes of the disk, so that the disk's end state is known), readers of the target (sync none), and an
-operator who pauses, resumes, limits, drains and cancels.
+Everything random comes from the seed, and time is virtual, so a seed replays exactly:
+``python -m tests.simulate.replay SEED``. What is drawn: the mode, sizes, the chain and its content, the job's options,
+delays and faults of every request, several guests (each owns stripes of the disk, so that the disk's end state is
+known), readers of the target (sync none), and an operator who pauses, resumes, limits, drains and cancels.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class _Simulation:
             size = rng.randrange(4, 40) * CLUSTER + rng.choice([0, SECTOR, 7 * SECTOR, CLUSTER - SECTOR])
             source, target = await self._disks(graph, mode, size)
             self._capture(source)
-            stripe = rng.choice([1, 5, 64, 200, 512]) * SECTOR
+            stripe = rng.choice([1, 5, 64, 200, 512, 4096]) * SECTOR
             guests = [_Guest(self, source, number, rng.randrange(3, 25)) for number in range(rng.randrange(1, 7))]
             for guest in guests:
                 guest.own(stripe, len(guests))

@@ -1,7 +1,7 @@
 """A fault in each single request, and a cancellation at each single turn of the event loop, of a backup in each mode.
 
-Afterwards nothing may be left: no hook, no edge of the job, no request in flight; the guest's writes have come to an end,
-the source holds what the guest wrote, and a job that says that it succeeded has the point in time.
+Afterwards nothing may be left: no hook, no edge of the job, no request in flight; the guest's writes have ended, the
+source holds what the guest wrote, and a job that says that it succeeded has the point in time.
 """
 
 from __future__ import annotations

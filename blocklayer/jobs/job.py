@@ -266,6 +266,13 @@ class Job(ABC):
         """Whether the job has ended, well or not."""
         return self.status in _OVER
 
+    @abstractmethod
+    async def wait(self) -> object:
+        """Wait for the end and answer the result; raises what made the job fail, or ``JobCancelledError``.
+
+        If the waiting task is cancelled the job goes on.
+        """
+
     async def wait_concluded(self) -> None:
         """Wait for the end; raises nothing."""
         while not self.concluded:

@@ -1,0 +1,204 @@
+"""ThreadEngine: blocking calls in batches on few worker threads.
+
+A hop to a thread and back costs 40 to 100 us, whether it carries one request or sixty. So requests are collected during
+one tick of the event loop and handed over together: one queue item, one wake-up, one ``call_soon_threadsafe`` when the
+batch is done. Requests of 128 KiB or more take long enough to pay for their own hop and go one by one, so that two of
+them run on two cores (the copying releases the GIL).
+
+    event loop    run() ... run() | end of tick: _hand_over       _complete: futures get their results
+    queue                         +--> [small, small, small], [large], [large]
+    worker                              function(*args) each --> call_soon_threadsafe(_complete, batch)
+
+Invariant: an operation is in exactly one of three places: ``_collected`` (may be dropped), handed over (a thread may be
+using its buffers; only ``_complete`` ends that), or done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Final, TypeVar, cast
+
+from blocklayer.aio import positional
+from blocklayer.aio.engine import Engine
+from blocklayer.aio.fallocate import fallocate
+from blocklayer.base.errors import StateError, from_os_error
+from blocklayer.base.units import KIB
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+T = TypeVar("T")
+
+WORKERS: Final = 4
+"""Threads of an engine. Cached I/O is bound by two cores; a few more let slow devices overlap requests."""
+
+LARGE: Final = 128 * KIB
+"""From this weight on an operation is handed over alone."""
+
+
+class _Operation:
+    """One call on its way. ``future`` is what the caller awaits; ``drained`` what a cancelled caller awaits instead."""
+
+    __slots__ = ("args", "drained", "error", "function", "future", "handed_over", "result", "weight")
+
+    def __init__(
+        self, future: asyncio.Future[object], function: Callable[..., object], args: tuple[object, ...], weight: int
+    ) -> None:
+        self.future = future
+        self.function = function
+        self.args = args
+        self.weight = weight
+        self.handed_over = False
+        self.drained: asyncio.Future[None] | None = None
+        self.result: object = None
+        self.error: BaseException | None = None
+
+
+class ThreadEngine(Engine):
+    """See the module's text. Made inside a running event loop; threads start when the first work arrives."""
+
+    def __init__(self, *, workers: int = WORKERS) -> None:
+        """Bind to the running loop."""
+        self._loop = asyncio.get_running_loop()
+        self._queue: SimpleQueue[list[_Operation] | None] = SimpleQueue()
+        self._collected: list[_Operation] = []
+        self._in_flight = 0
+        self._workers = workers
+        self._threads: list[threading.Thread] = []
+        self._idle: asyncio.Event = asyncio.Event()
+        self._closed = False
+
+    # -- calls -------------------------------------------------------------------------------------------------
+
+    async def read(self, fd: int, buffer: memoryview, offset: int) -> None:
+        """See ``Engine.read``."""
+        try:
+            await self._run(positional.read_full, (fd, buffer, offset), len(buffer))
+        except OSError as error:
+            raise from_os_error(error, "read", offset=offset, length=len(buffer)) from None
+
+    async def write(self, fd: int, buffers: Sequence[memoryview], offset: int, *, durable: bool = False) -> None:
+        """See ``Engine.write``."""
+        length = sum(map(len, buffers))
+        try:
+            await self._run(positional.write_full, (fd, buffers, offset, durable), length)
+        except OSError as error:
+            raise from_os_error(error, "write", offset=offset, length=length) from None
+
+    async def sync(self, fd: int) -> None:
+        """See ``Engine.sync``."""
+        try:
+            await self._run(os.fdatasync, (fd,), LARGE)
+        except OSError as error:
+            raise from_os_error(error, "flush") from None
+
+    async def allocate(self, fd: int, mode: int, offset: int, length: int) -> None:
+        """See ``Engine.allocate``."""
+        try:
+            await self._run(fallocate, (fd, mode, offset, length), 0)
+        except OSError as error:
+            raise from_os_error(error, "fallocate", offset=offset, length=length) from None
+
+    async def call(self, function: Callable[..., T], *args: object, weight: int = 0) -> T:
+        """See ``Engine.call``."""
+        try:
+            return cast("T", await self._run(function, args, weight))
+        except OSError as error:
+            raise from_os_error(error, getattr(function, "__name__", "call")) from None
+
+    async def close(self) -> None:
+        """See ``Engine.close``."""
+        self._closed = True
+        while self._in_flight:
+            self._idle.clear()
+            await self._idle.wait()
+        for _ in self._threads:
+            self._queue.put(None)
+        for thread in self._threads:
+            thread.join()
+        self._threads.clear()
+
+    # -- the way there and back --------------------------------------------------------------------------------
+
+    async def _run(self, function: Callable[..., object], args: tuple[object, ...], weight: int) -> object:
+        if self._closed:
+            raise StateError("the I/O engine is closed")
+        operation = _Operation(self._loop.create_future(), function, args, weight)
+        if not self._collected:
+            self._loop.call_soon(self._hand_over)
+        self._collected.append(operation)
+        self._in_flight += 1
+        try:
+            return await operation.future
+        except asyncio.CancelledError:
+            await self._let_go(operation)
+            raise
+
+    async def _let_go(self, operation: _Operation) -> None:
+        """The caller was cancelled: take the operation back if that is possible, else wait until its thread is done."""
+        if not operation.handed_over:
+            self._collected.remove(operation)
+            self._finished()
+            return
+        while operation.error is None and operation.result is _PENDING:
+            operation.drained = self._loop.create_future()
+            try:
+                await operation.drained
+            except asyncio.CancelledError:
+                continue
+
+    def _hand_over(self) -> None:
+        """End of the tick: small operations as one batch, large ones each on their own."""
+        collected, self._collected = self._collected, []
+        small: list[_Operation] = []
+        for operation in collected:
+            operation.handed_over = True
+            operation.result = _PENDING
+            if operation.weight < LARGE:
+                small.append(operation)
+            else:
+                self._queue.put([operation])
+        if small:
+            self._queue.put(small)
+        while len(self._threads) < min(self._workers, len(collected)):
+            thread = threading.Thread(target=self._work, name="blocklayer-io", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def _work(self) -> None:
+        """A worker thread's life."""
+        while (batch := self._queue.get()) is not None:
+            results: list[tuple[_Operation, object, BaseException | None]] = []
+            for operation in batch:
+                try:
+                    results.append((operation, operation.function(*operation.args), None))
+                except BaseException as error:  # noqa: BLE001 - every outcome belongs to the caller
+                    results.append((operation, None, error))
+            self._loop.call_soon_threadsafe(self._complete, results)
+            del batch, results
+
+    def _complete(self, results: list[tuple[_Operation, object, BaseException | None]]) -> None:
+        """Back in the event loop: give a whole batch its results."""
+        for operation, result, error in results:
+            operation.result, operation.error = result, error
+            future = operation.future
+            if not future.done():
+                if error is None:
+                    future.set_result(result)
+                else:
+                    future.set_exception(error)
+            elif operation.drained is not None and not operation.drained.done():
+                operation.drained.set_result(None)
+        self._finished(len(results))
+
+    def _finished(self, count: int = 1) -> None:
+        self._in_flight -= count
+        if not self._in_flight:
+            self._idle.set()
+
+
+_PENDING: Final = object()
+"""The result of an operation that a thread has not finished."""

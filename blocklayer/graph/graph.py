@@ -313,7 +313,12 @@ class Graph:
             spec = {"driver": "file", "filename": filename, "create": True}
             node = await self._open_options(spec, inherited=NodeOptions(), gate=self.gate, ancestry=Ancestry())
             needs = Permission.CONSISTENT_READ | Permission.WRITE | Permission.RESIZE
-            edges.append(Child(Caller(), "new file", node, needs, Permission.CONSISTENT_READ))
+            try:
+                edges.append(Child(Caller(), "new file", node, needs, Permission.CONSISTENT_READ))
+            except BaseException:
+                await self.release_unused(node)
+                raise
+            await edges[-1].truncate(0)
             return edges[-1]
 
         try:

@@ -1,0 +1,121 @@
+"""The image file as the other parts of the driver see it: header, file child, L1, and the way of dirty tables to disk.
+
+``flush`` takes all changes at one moment, lets the pure planner order them into epochs, and writes these with a flush of
+the file between them. Because the moment is one step of the event loop, what it takes is consistent: a mapping that was
+published before it brings its refcount along. Changes made while it writes wait for the next flush.
+
+    _header_dirty, l1, refcount_table, refcount blocks, l2 tables --take--> Step... --plan_flush--> epochs --> file
+
+After an error the epochs that were not completed are marked dirty again; completed ones stay done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from blocklayer.base.errors import CorruptImageError
+from blocklayer.base.modes import Permission
+from blocklayer.codec.qcow2.features import Incompatible
+from blocklayer.codec.qcow2.header import Header, serialize
+from blocklayer.codec.qcow2.plan import Role, Step, plan_flush
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from blocklayer.drivers.qcow2.dirty import WordTable
+    from blocklayer.graph.child import Child
+
+    class Source(WordTable):
+        """Whatever has ``is_dirty``, ``take`` and ``restore``."""
+
+
+class ImageFile:
+    """Owns ``header`` and the order of writes. ``sources`` yields every table that may be dirty."""
+
+    def __init__(self, file: Child, data: Child, header: Header) -> None:
+        """``data`` is the child that guest clusters lie in: ``file``, or the external data file."""
+        self.file = file
+        self.data = data
+        self.header = header
+        self.geometry = header.geometry
+        self.sources: Callable[[], Iterator[WordTable]] = lambda: iter(())
+        self.failed_mapping: CorruptImageError | None = None
+        self._header_dirty = False
+        self._lock = asyncio.Lock()
+
+    @property
+    def writable(self) -> bool:
+        """Whether the file may be written to."""
+        return Permission.WRITE in self.file.needs
+
+    def change_header(self, **fields: object) -> None:
+        """Change header fields; written by the next flush."""
+        self.header = replace(self.header, **fields)  # type: ignore[arg-type]  # names are checked by replace
+        self._header_dirty = True
+
+    async def write_header_now(self, **fields: object) -> None:
+        """Change header fields that nothing else depends on (feature bits), durably."""
+        self.header = replace(self.header, **fields)  # type: ignore[arg-type]  # names are checked by replace
+        await self.file.write(0, memoryview(serialize(self.header)))
+        await self.file.flush()
+
+    async def mark_corrupt(self, error: CorruptImageError) -> None:
+        """Metadata contradict each other: refuse writes from now on, and tell whoever opens the image next."""
+        if self.failed_mapping is None:
+            self.failed_mapping = error
+            if self.writable and self.header.version > 2:
+                await self.write_header_now(incompatible=self.header.incompatible | Incompatible.CORRUPT)
+
+    def check_usable(self) -> None:
+        """Raise ``CorruptImageError`` if writing could make things worse."""
+        if self.failed_mapping is not None:
+            message = f"it is marked corrupt and refuses writes ({self.failed_mapping.message}); check and repair it"
+            raise CorruptImageError(message)
+
+    # -- flush ---------------------------------------------------------------------------------------------------
+
+    async def flush(self, *, with_refcounts: bool = True) -> None:
+        """Make everything that has happened so far durable."""
+        async with self._lock:
+            taken = self._take(with_refcounts=with_refcounts)
+            plan = plan_flush(step for step, _ in taken)
+            owners = {(step.role.epoch, step.offset): owner for step, owner in taken}
+            done = 0
+            try:
+                await self._flush_data(needed=bool(plan.epochs))
+                for epoch in plan.epochs:
+                    await asyncio.gather(*(self._write(step) for step in epoch.steps))
+                    await self.file.flush()
+                    done = max(step.role.epoch for step in epoch.steps)
+            except BaseException:
+                for step, owner in taken:
+                    if step.role.epoch > done or not done:
+                        owner.restore(step) if owner is not None else self._restore_header()
+                raise
+            finally:
+                del owners
+
+    def _take(self, *, with_refcounts: bool) -> list[tuple[Step, WordTable | None]]:
+        taken: list[tuple[Step, WordTable | None]] = []
+        for source in self.sources():
+            if source.is_dirty and (with_refcounts or source.role is Role.MAPPING):
+                taken.extend((step, source) for step in source.take())
+        if self._header_dirty:
+            self._header_dirty = False
+            taken.append((Step(Role.HEADER, 0, serialize(self.header)), None))
+        return taken
+
+    def _restore_header(self) -> None:
+        self._header_dirty = True
+
+    async def _flush_data(self, *, needed: bool) -> None:
+        """Guest data first: what a mapping will point to must be durable before it."""
+        if self.data is not self.file:
+            await self.data.flush()
+        if needed or self.data is self.file:
+            await self.file.flush()
+
+    async def _write(self, step: Step) -> None:
+        await self.file.write(step.offset, memoryview(step.data))

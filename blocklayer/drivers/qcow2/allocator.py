@@ -134,12 +134,9 @@ class Allocator:
                 found = table.block.find_free(index, min(count, entries))
                 if found is not None and count <= entries:
                     return self._take(region, table, found, count)
-                if count > entries - self._table_overhead(region):
+                if count >= entries:  # a fresh region has its own block in front
                     return await self._take_behind(count)
                 position = (region + 1) * entries
-
-    def _table_overhead(self, region: int) -> int:
-        return 1 if region >= 0 else 0
 
     def _take(self, region: int, table: BlockTable, index: int, count: int) -> Clusters:
         table.block.add(index, count, 1)
@@ -206,7 +203,7 @@ class Allocator:
         loaded = self._blocks.setdefault(region, BlockTable(offset, RefcountBlock(self._geometry.refcount_order, data)))
         if len(self._blocks) > self._blocks_max:
             for key, table in list(self._blocks.items()):
-                if not table.is_dirty and key != region:
+                if table.can_be_dropped and key != region:
                     del self._blocks[key]
                     break
         return loaded
@@ -241,9 +238,9 @@ class Allocator:
 
     # -- giving back ---------------------------------------------------------------------------------------------
 
-    async def untake(self, clusters: Clusters) -> None:
-        """Give back clusters that no mapping ever pointed to."""
-        await self._lower(clusters.offset, clusters.count)
+    def untake(self, offset: int, count: int) -> None:
+        """Give back clusters that no mapping ever pointed to; they are free after the next ``settle``."""
+        self._dropped.append((offset, count, self._grace.close()))
 
     def free(self, offset: int, count: int) -> None:
         """``count`` clusters from ``offset`` lose one reference each: the mapping changed in memory just now."""

@@ -22,7 +22,7 @@ SECTOR_WORDS: Final = 64
 class WordTable:
     """A table of 8-byte words in native order: L1, L2 or refcount table."""
 
-    __slots__ = ("dirty", "fresh", "offset", "role", "words")
+    __slots__ = ("dirty", "fresh", "offset", "pins", "role", "words")
 
     def __init__(self, role: Role, offset: int, words: array[int], *, fresh: bool = False) -> None:
         """``role`` is what its changes are once it is not fresh any more."""
@@ -31,6 +31,13 @@ class WordTable:
         self.words = words
         self.fresh = fresh
         self.dirty: set[int] = set()
+        self.pins = 0
+        """Who needs this very object to stay cached: allocations under way, and a flush that is writing it."""
+
+    @property
+    def can_be_dropped(self) -> bool:
+        """Whether a cache may forget the table: the file holds all of it, and nobody is about to change it."""
+        return not self.pins and not self.is_dirty
 
     @property
     def is_dirty(self) -> bool:

@@ -19,16 +19,13 @@ from blocklayer.base.errors import CorruptImageError
 from blocklayer.base.modes import Permission
 from blocklayer.codec.qcow2.features import Incompatible
 from blocklayer.codec.qcow2.header import Header, serialize
-from blocklayer.codec.qcow2.plan import Role, Step, plan_flush
+from blocklayer.codec.qcow2.plan import Epoch, Role, Step, plan_flush
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from blocklayer.drivers.qcow2.dirty import WordTable
     from blocklayer.graph.child import Child
-
-    class Source(WordTable):
-        """Whatever has ``is_dirty``, ``take`` and ``restore``."""
 
 
 class ImageFile:
@@ -81,21 +78,21 @@ class ImageFile:
         async with self._lock:
             taken = self._take(with_refcounts=with_refcounts)
             plan = plan_flush(step for step, _ in taken)
-            owners = {(step.role.epoch, step.offset): owner for step, owner in taken}
-            done = 0
+            owners = {owner for _, owner in taken if owner is not None}
+            for owner in owners:
+                owner.pins += 1
+            reached = -1
             try:
                 await self._flush_data(needed=bool(plan.epochs))
                 for epoch in plan.epochs:
-                    await asyncio.gather(*(self._write(step) for step in epoch.steps))
-                    await self.file.flush()
-                    done = max(step.role.epoch for step in epoch.steps)
+                    await self._write_epoch(epoch)
+                    reached = max(step.role.epoch for step in epoch.steps)
             except BaseException:
-                for step, owner in taken:
-                    if step.role.epoch > done or not done:
-                        owner.restore(step) if owner is not None else self._restore_header()
+                self._restore([(step, owner) for step, owner in taken if step.role.epoch > reached])
                 raise
             finally:
-                del owners
+                for owner in owners:
+                    owner.pins -= 1
 
     def _take(self, *, with_refcounts: bool) -> list[tuple[Step, WordTable | None]]:
         taken: list[tuple[Step, WordTable | None]] = []
@@ -107,8 +104,12 @@ class ImageFile:
             taken.append((Step(Role.HEADER, 0, serialize(self.header)), None))
         return taken
 
-    def _restore_header(self) -> None:
-        self._header_dirty = True
+    def _restore(self, lost: list[tuple[Step, WordTable | None]]) -> None:
+        for step, owner in lost:
+            if owner is None:
+                self._header_dirty = True
+            else:
+                owner.restore(step)
 
     async def _flush_data(self, *, needed: bool) -> None:
         """Guest data first: what a mapping will point to must be durable before it."""
@@ -117,5 +118,10 @@ class ImageFile:
         if needed or self.data is self.file:
             await self.file.flush()
 
-    async def _write(self, step: Step) -> None:
-        await self.file.write(step.offset, memoryview(step.data))
+    async def _write_epoch(self, epoch: Epoch) -> None:
+        """All steps at once, then a flush; the first error is raised when none is under way any more."""
+        writes = (self.file.write(step.offset, memoryview(step.data)) for step in epoch.steps)
+        for outcome in await asyncio.gather(*writes, return_exceptions=True):
+            if isinstance(outcome, BaseException):
+                raise outcome
+        await self.file.flush()

@@ -110,9 +110,11 @@ class Child:
         await self.node.path.write_zeroes(offset, length, flags, grow=self._resize)
 
     async def discard(self, offset: int, length: int) -> None:
-        """Drop a range's content."""
+        """Drop a range's content; what lies behind the end is none."""
         self._check_writer(offset)
-        await self.node.path.discard(offset, length)
+        length = min(length, self.node.driver.size - offset)
+        if length > 0:
+            await self.node.path.discard(offset, length)
 
     async def flush(self) -> None:
         """Make completed writes durable."""

@@ -22,7 +22,7 @@ from blocklayer.codec.qcow2.refcounts import RefcountBlock
 from blocklayer.drivers.qcow2.dirty import WordTable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Awaitable, Callable, Iterator
 
     from blocklayer.drivers.qcow2.image_file import ImageFile
     from blocklayer.graph.grace import GracePeriods
@@ -271,23 +271,44 @@ class Allocator:
         """Whether ``settle`` may find something to do."""
         return bool(self._dropped)
 
-    async def settle(self) -> list[tuple[int, int]]:
-        """Lower the counts of dropped clusters whose grace period is over; answers ranges that nobody uses any more."""
-        waiting: list[tuple[int, int, int]] = []
-        unused: list[tuple[int, int]] = []
-        dropped, self._dropped = self._dropped, []
-        for offset, count, generation in dropped:
-            if self._grace.has_ended(generation):
-                unused.extend(await self._lower(offset, count))
-            else:
-                waiting.append((offset, count, generation))
-        self._dropped.extend(waiting)
-        return unused
+    async def settle(self, punch: Callable[[int, int], Awaitable[None]] | None) -> None:
+        """Lower the counts of dropped clusters whose grace period is over.
 
-    async def _lower(self, offset: int, count: int) -> list[tuple[int, int]]:
-        """Take one reference from each cluster; answers (offset, length) of those that have none left."""
+        ``punch(offset, length)`` gives the space of those that nobody else uses back to the file. It must come first:
+        a cluster whose count is zero may be taken, and written, at any time.
+        """
+        dropped, self._dropped = self._dropped, []
+        try:
+            while dropped:
+                offset, count, generation = dropped[-1]
+                if not self._grace.has_ended(generation):
+                    self._dropped.append(dropped.pop())
+                    continue
+                if punch is not None:
+                    for start, length in await self._last_references(offset, count):
+                        await punch(start, length)
+                await self._lower(offset, count)
+                dropped.pop()
+        finally:
+            self._dropped.extend(dropped)
+
+    async def _last_references(self, offset: int, count: int) -> list[tuple[int, int]]:
+        """Runs (offset, length) of the clusters that have one reference left."""
+        runs: list[tuple[int, int]] = []
+        size = self._geometry.cluster_size
+        for place in range(offset, offset + count * size, size):
+            region, index = self._geometry.refcount_position(place)
+            if (await self._block(region)).block.get(index) != 1:
+                continue
+            if runs and runs[-1][0] + runs[-1][1] == place:
+                runs[-1] = (runs[-1][0], runs[-1][1] + size)
+            else:
+                runs.append((place, size))
+        return runs
+
+    async def _lower(self, offset: int, count: int) -> None:
+        """Take one reference from each cluster."""
         geometry = self._geometry
-        unused: list[tuple[int, int]] = []
         async with self._lock:
             while count > 0:
                 region, index = geometry.refcount_position(offset)
@@ -295,12 +316,6 @@ class Allocator:
                 table = await self._block(region)
                 table.block.add(index, piece, -1)
                 table.touch_counters(index, piece)
-                unused.extend(
-                    (offset + (number << geometry.cluster_bits), geometry.cluster_size)
-                    for number in range(piece)
-                    if not table.block.get(index + number)
-                )
                 self._next = min(self._next, region * geometry.refcount_block_entries + index)
                 offset += piece << geometry.cluster_bits
                 count -= piece
-        return unused

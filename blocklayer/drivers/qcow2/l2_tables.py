@@ -75,7 +75,10 @@ class L2Tables:
 
     def _check_overlap(self, words: array[int], l1_index: int) -> None:
         """Data clusters must not lie where metadata are, or a guest's write would change them."""
-        if self._image.writable and not self._image.header.has_data_file and not self.metadata_words().isdisjoint(words):
+        if not self._image.writable or self._image.header.has_data_file:
+            return
+        entries = words[:: self._geometry.l2_entry_words]
+        if not self.metadata_words().isdisjoint(entries):
             raise CorruptImageError(f"L2 table {l1_index} maps guest data onto metadata of the image")
 
     def metadata_words(self) -> set[int]:

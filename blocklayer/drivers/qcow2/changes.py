@@ -1,0 +1,270 @@
+"""Changes of mappings: room for writes, zero clusters, discards, compressed clusters. All run under the cluster lock.
+
+What a mapping lets go of is only handed to ``Allocator.free``, which waits until the change is durable and nobody can be
+using the old place any more.
+"""
+
+from __future__ import annotations
+
+from array import array
+from typing import TYPE_CHECKING
+
+from blocklayer.base.errors import CorruptImageError
+from blocklayer.base.ranges import align_down, align_up, split_aligned
+from blocklayer.codec.qcow2.entries import (
+    ALL_ALLOCATED,
+    ALL_ZERO,
+    COPIED,
+    ZERO,
+    Mapping,
+    decode_l2,
+    encode_compressed,
+    encode_data,
+    subcluster_bits,
+)
+from blocklayer.codec.qcow2.features import Autoclear
+
+if TYPE_CHECKING:
+    from blocklayer.drivers.qcow2.allocator import Clusters
+    from blocklayer.drivers.qcow2.dirty import WordTable
+    from blocklayer.drivers.qcow2.driver import Qcow2Driver
+    from blocklayer.graph.child import Child
+
+_RESERVED_ROOM = frozenset({Mapping.ZERO_HOST, Mapping.UNALLOCATED_HOST})
+
+
+class ClusterAllocation:
+    """Room for guest bytes in ``count`` clusters from ``host`` on; see ``format_driver.Allocation``.
+
+    ``taken`` are clusters that are new, None if the mapping had room reserved already.
+    """
+
+    __slots__ = ("_driver", "_first", "_host", "_table", "_taken", "child", "host_offset", "length", "offset", "zeroed")
+
+    def __init__(
+        self, driver: Qcow2Driver, table: WordTable, offset: int, length: int, *, host: int, taken: Clusters | None
+    ) -> None:
+        """``table`` is pinned; ``host`` is the place of the cluster that holds ``offset``."""
+        self._driver = driver
+        self._table = table
+        self._taken = taken
+        self._host = host
+        self._first = offset >> driver.geometry.cluster_bits & driver.geometry.l2_mask
+        self.offset = offset
+        self.length = length
+        self.child: Child = driver.image.data
+        self.host_offset = host + (offset & driver.geometry.cluster_mask)
+        self.zeroed = taken is not None and taken.virgin
+
+    def abort(self) -> None:
+        """The data were not written: nothing points here, nothing will."""
+        if self._taken is not None and self._taken.count:
+            self._driver.allocator.untake(self._taken.offset, self._taken.count)
+        self._driver.l2.unpin(self._table)
+
+    def publish(self) -> None:
+        """Point the L2 entries here, and let go of what they pointed to."""
+        geometry = self._driver.geometry
+        end = self.offset + self.length
+        count = geometry.clusters_for(end - align_down(self.offset, geometry.cluster_size))
+        if geometry.extended_l2:
+            self._publish_extended(count, end)
+        else:
+            self._publish_plain(count)
+        self._driver.l2.unpin(self._table)
+
+    def _publish_plain(self, count: int) -> None:
+        words, first, size = self._table.words, self._first, self._driver.geometry.cluster_size
+        if self._taken is not None:
+            for word in words[first : first + count]:
+                if word:
+                    drop(self._driver, word)
+        entry = encode_data(self._host)
+        if count == 1:
+            words[first] = entry
+        else:
+            words[first : first + count] = array("Q", range(entry, entry + count * size, size))
+        self._table.touch(first, count)
+
+    def _publish_extended(self, count: int, end: int) -> None:
+        geometry, words = self._driver.geometry, self._table.words
+        start = align_down(self.offset, geometry.cluster_size)
+        for number in range(count):
+            index = 2 * (self._first + number)
+            lower = max(self.offset, start + number * geometry.cluster_size)
+            upper = min(end, start + (number + 1) * geometry.cluster_size)
+            bits = _bits(self._driver, lower, upper - lower)
+            if self._taken is not None:
+                if words[index]:
+                    drop(self._driver, words[index])
+                    words[index + 1] = 0
+                words[index] = encode_data(self._host + number * geometry.cluster_size)
+            words[index + 1] = (words[index + 1] | bits) & ~(bits << 32)
+            self._table.touch(index, 2)
+
+
+def _bits(driver: Qcow2Driver, offset: int, length: int) -> int:
+    """Allocation bits of the subclusters of one cluster's range."""
+    first = (offset & driver.geometry.cluster_mask) >> driver.geometry.subcluster_bits
+    return subcluster_bits(first, length >> driver.geometry.subcluster_bits)
+
+
+def drop(driver: Qcow2Driver, entry: int) -> None:
+    """An L2 entry is being replaced: its host clusters lose a reference."""
+    found = decode_l2(driver.geometry, entry)
+    if found.mapping is Mapping.COMPRESSED:
+        driver.allocator.free(*driver.compressed.references(found.host_offset, found.compressed_length))
+        driver.compressed.forget()
+    elif found.mapping in (Mapping.DATA, Mapping.ZERO_HOST) and not driver.geometry.data_file:
+        driver.allocator.free(found.host_offset, 1)
+
+
+async def allocate(driver: Qcow2Driver, offset: int, length: int) -> ClusterAllocation:
+    """Room for a write; reserved room is used where there is some."""
+    table = await driver.l2.writable_table(offset >> driver.geometry.l1_shift)
+    try:
+        return await _allocate_in(driver, table, offset, length)
+    except BaseException:
+        driver.l2.unpin(table)
+        raise
+
+
+async def _allocate_in(driver: Qcow2Driver, table: WordTable, offset: int, length: int) -> ClusterAllocation:
+    geometry = driver.geometry
+    run = driver.run(table, offset, length)
+    start = align_down(offset, geometry.cluster_size)
+    if run.mapping in _RESERVED_ROOM and run.copied:
+        low = align_down(offset, geometry.subcluster_size)
+        high = align_up(offset + run.length, geometry.subcluster_size)
+        host = align_down(run.host_offset, geometry.cluster_size)
+        return ClusterAllocation(driver, table, low, high - low, host=host, taken=None)
+    unit = geometry.subcluster_size if run.mapping in (Mapping.UNALLOCATED, Mapping.ZERO) else geometry.cluster_size
+    low, high = align_down(offset, unit), align_up(offset + run.length, unit)
+    if geometry.extended_l2 and run.mapping is not Mapping.UNALLOCATED:
+        low, high = start, min(high, start + geometry.cluster_size) if unit != geometry.cluster_size else high
+        low, high = start, align_up(high, geometry.cluster_size)
+    if geometry.data_file:
+        return ClusterAllocation(driver, table, low, high - low, host=start, taken=None)
+    taken = await driver.allocator.take(geometry.clusters_for(high - start))
+    _check_place(driver, taken)
+    high = min(high, start + taken.count * geometry.cluster_size)
+    return ClusterAllocation(driver, table, low, high - low, host=taken.offset, taken=taken)
+
+
+def _check_place(driver: Qcow2Driver, taken: Clusters) -> None:
+    """A cluster that counts as free must not be one of the header's; then refcounts cannot be trusted."""
+    if not taken.offset:
+        raise CorruptImageError("the refcounts say that the header's cluster is free", offset=0)
+
+
+# -- zeroes and discards -----------------------------------------------------------------------------------------
+
+
+async def zero_range(driver: Qcow2Driver, offset: int, length: int, *, may_unmap: bool) -> bool:
+    """Whole subclusters become zero; False if that needs writing."""
+    if driver.geometry.version < 3 and driver.backing is not None:
+        return False
+    if Autoclear.DATA_FILE_RAW in driver.image.header.autoclear:
+        return False
+    if driver.geometry.extended_l2 and await _cuts_compressed(driver, offset, length):
+        return False
+    for piece in split_aligned(offset, length, unit=driver.geometry.l2_coverage):
+        await _change_table(driver, piece.offset, piece.length, keep_room=not may_unmap, discard=False)
+    return True
+
+
+async def discard_range(driver: Qcow2Driver, offset: int, length: int) -> None:
+    """Whole clusters are dropped; over a backing node they must read as zeroes, which version 2 cannot say."""
+    if driver.geometry.version < 3 and driver.backing is not None:
+        return
+    if driver.geometry.data_file:
+        return
+    for piece in split_aligned(offset, length, unit=driver.geometry.l2_coverage):
+        await _change_table(driver, piece.offset, piece.length, keep_room=False, discard=True)
+
+
+async def _cuts_compressed(driver: Qcow2Driver, offset: int, length: int) -> bool:
+    """Whether an end of the range lies inside a compressed cluster."""
+    edges = [edge for edge in (offset, offset + length) if edge & driver.geometry.cluster_mask]
+    for edge in edges:
+        table = await driver.l2.table(edge >> driver.geometry.l1_shift)
+        if table is not None and driver.run(table, edge, 1).mapping is Mapping.COMPRESSED:
+            return True
+    return False
+
+
+async def _change_table(driver: Qcow2Driver, offset: int, length: int, *, keep_room: bool, discard: bool) -> None:
+    """Zero or drop a range that lies in one L2 table."""
+    geometry = driver.geometry
+    l1_index = offset >> geometry.l1_shift
+    if driver.backing is None and await driver.l2.table(l1_index) is None:
+        return  # reads as zeroes already
+    table = await driver.l2.writable_table(l1_index)
+    try:
+        for piece in split_aligned(offset, length, unit=geometry.cluster_size):
+            index = piece.offset >> geometry.cluster_bits & geometry.l2_mask
+            if geometry.extended_l2:
+                whole = piece.length == geometry.cluster_size
+                bits = _bits(driver, piece.offset, piece.length)
+                _zero_extended(driver, table, index, bits, keep_room=keep_room or not whole)
+            else:
+                _zero_plain(driver, table, index, keep_room=keep_room and not discard)
+    finally:
+        driver.l2.unpin(table)
+
+
+def _zero_plain(driver: Qcow2Driver, table: WordTable, index: int, *, keep_room: bool) -> None:
+    entry = table.words[index]
+    found = decode_l2(driver.geometry, entry)
+    if found.mapping is Mapping.UNALLOCATED and driver.backing is None:
+        return
+    has_room = found.mapping in (Mapping.DATA, Mapping.ZERO_HOST)
+    keeps = has_room and found.copied and (keep_room or driver.geometry.data_file) and driver.geometry.version > 2
+    if keeps:
+        fresh = entry | ZERO
+    else:
+        fresh = ZERO if driver.geometry.version > 2 else 0
+        drop(driver, entry)
+    if fresh != entry:
+        table.words[index] = fresh
+        table.touch(index)
+
+
+def _zero_extended(driver: Qcow2Driver, table: WordTable, index: int, bits: int, *, keep_room: bool) -> None:
+    entry, bitmap = table.words[2 * index], table.words[2 * index + 1]
+    found = decode_l2(driver.geometry, entry)
+    if found.mapping is Mapping.COMPRESSED or (found.mapping is Mapping.DATA and (not keep_room or not found.copied)):
+        if bits == ALL_ALLOCATED and not driver.geometry.data_file:
+            drop(driver, entry)
+            entry, bitmap = 0, ALL_ZERO
+    bitmap = (bitmap & ~bits) | bits << 32
+    if (entry, bitmap) != (table.words[2 * index], table.words[2 * index + 1]):
+        table.words[2 * index], table.words[2 * index + 1] = entry, bitmap
+        table.touch(2 * index, 2)
+
+
+# -- compressed clusters -----------------------------------------------------------------------------------------
+
+
+async def store_compressed(driver: Qcow2Driver, offset: int, packed: bytes) -> None:
+    """Store one packed cluster and point the guest's cluster at it."""
+    geometry = driver.geometry
+    table = await driver.l2.writable_table(offset >> geometry.l1_shift)
+    try:
+        host = await driver.compressed.place(driver.allocator, len(packed))
+        try:
+            entry = encode_compressed(geometry, host, len(packed))
+            await driver.image.file.write(host, memoryview(packed))
+        except BaseException:
+            driver.allocator.untake(*driver.compressed.references(host, len(packed)))
+            driver.compressed.forget()
+            raise
+        index = (offset >> geometry.cluster_bits & geometry.l2_mask) * geometry.l2_entry_words
+        if table.words[index]:
+            drop(driver, table.words[index])
+        table.words[index] = entry & ~COPIED
+        if geometry.extended_l2:
+            table.words[index + 1] = 0
+        table.touch(index, geometry.l2_entry_words)
+    finally:
+        driver.l2.unpin(table)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-from typing import Final
+from typing import TYPE_CHECKING, Final, cast
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 KEEP_SIZE: Final = 0x01
 PUNCH_HOLE: Final = 0x02
@@ -15,13 +18,13 @@ UNSUPPORTED_ERRNOS: Final = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.ENO
 """What file systems and devices answer when they do not know a mode."""
 
 
-def _load() -> ctypes._CFuncPtr | None:
+def _load() -> Callable[..., int] | None:
     try:
         function = ctypes.CDLL(None, use_errno=True).fallocate
     except (OSError, AttributeError):
         return None
     function.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
-    return function
+    return cast("Callable[..., int]", function)
 
 
 _fallocate = _load()

@@ -56,7 +56,9 @@ class File:
 
     def __repr__(self) -> str:
         """``<File 'vm.qcow2' fd 7 rw writeback 1048576 bytes>``."""
-        return f"<File {self.path!r} fd {self.fd} {'ro' if self.read_only else 'rw'} {self.cache.value} {self.size} bytes>"
+        return (
+            f"<File {self.path!r} fd {self.fd} {'ro' if self.read_only else 'rw'} {self.cache.value} {self.size} bytes>"
+        )
 
     @classmethod
     async def open(

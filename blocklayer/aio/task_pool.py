@@ -41,7 +41,7 @@ class TaskPool:
 
 @asynccontextmanager
 async def open_task_pool(size: int) -> AsyncIterator[TaskPool]:
-    """``async with open_task_pool(16) as pool``: leaving waits for every task and raises the first error."""
+    """At most ``size`` tasks at once: leaving the block waits for every task and raises the first error."""
     async with anyio.create_task_group() as tasks:
         pool = TaskPool(tasks, size=size)
         yield pool

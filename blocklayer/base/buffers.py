@@ -30,12 +30,12 @@ def is_zero(data: memoryview | bytes | bytearray) -> bool:
     """Whether every byte is zero; stops at the first 64 KiB that is not. An empty buffer is zero."""
     length = len(data)
     if length == len(_CHUNK):
-        return _CHUNK == data
+        return data == _CHUNK
     view = memoryview(data)
     if length and (view[0] or view[-1]):
         return False
     whole = length - length % len(_CHUNK)
-    if any(_CHUNK != view[at : at + len(_CHUNK)] for at in range(0, whole, len(_CHUNK))):
+    if any(view[at : at + len(_CHUNK)] != _CHUNK for at in range(0, whole, len(_CHUNK))):
         return False
     return whole == length or bytearray(length - whole) == view[whole:]
 

@@ -108,7 +108,9 @@ class Driver(ABC):
     async def write_zeroes(self, offset: int, length: int, flags: WriteFlags) -> None:
         """Make the range read as zeroes; ``MAY_UNMAP`` allows to deallocate, ``NO_FALLBACK`` forbids slow writing."""
         if WriteFlags.NO_FALLBACK in flags:
-            raise UnsupportedError(f"driver {self.name!r} has no fast way to write zeroes", offset=offset, length=length)
+            raise UnsupportedError(
+                f"driver {self.name!r} has no fast way to write zeroes", offset=offset, length=length
+            )
         for piece in split(offset, length, length_max=min(len(ZEROES), self.limits.transfer_max)):
             await self.write(piece.offset, ZEROES[: piece.length], flags & WriteFlags.FUA)
 
@@ -180,7 +182,7 @@ class Driver(ABC):
         return {}
 
     @classmethod
-    async def create(cls, options: Options, context: CreateContext) -> None:
+    async def create(cls, options: Options, context: CreateContext) -> None:  # noqa: ARG003
         """Make a new image in ``context.file``. Formats only."""
         raise UnsupportedError(f"driver {cls.name!r} cannot create images")
 

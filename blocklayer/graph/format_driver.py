@@ -106,7 +106,9 @@ class FormatDriver(Driver):
 
     async def read_special(self, mapping: Mapping, offset: int, buffer: memoryview) -> None:
         """Fill ``buffer``, which lies inside one SPECIAL mapping."""
-        raise UnsupportedError(f"driver {self.name!r} has no special data ({mapping.detail})", offset=offset, length=len(buffer))
+        raise UnsupportedError(
+            f"driver {self.name!r} has no special data ({mapping.detail})", offset=offset, length=len(buffer)
+        )
 
     @abstractmethod
     async def allocate(self, offset: int, length: int) -> Allocation:

@@ -1,4 +1,4 @@
-"""Grace periods: when may a piece of host space that was freed be used for something else?
+"""Grace periods: when a piece of host space that was freed may be used for something else.
 
 A request that waits while it uses a mapping may still be on its way to a host cluster that somebody else just freed. So
 each such request enters the current *generation*; a free closes that generation (later requests cannot have seen the

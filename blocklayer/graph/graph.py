@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import aiofiles
 import anyio
@@ -140,7 +140,7 @@ class Graph:
             ready.set()
             await anyio.sleep_forever()
 
-    def start_task(self, run: Callable[..., Awaitable[object]], *args: object, name: str) -> None:
+    def start_task(self, run: Callable[..., Coroutine[Any, Any, object]], *args: object, name: str) -> None:
         """Run a coroutine function in the graph's task group; it must not raise."""
         if self._tasks is None:
             raise StateError("the graph is not open: use it as `async with Graph() as graph`")
@@ -275,7 +275,9 @@ class Graph:
             raise
         driver.children = opener.opened
         node = Node(name, driver, replace(opener.options, node_name=name), self._give_back)
-        node.filename = opener.filename or next((e.node.filename for r, e in opener.opened.items() if r == "file"), None)
+        node.filename = opener.filename or next(
+            (e.node.filename for r, e in opener.opened.items() if r == "file"), None
+        )
         for edge in opener.opened.values():
             edge.owner = node
         self._nodes[name] = node
@@ -295,7 +297,12 @@ class Graph:
     # -- creating ----------------------------------------------------------------------------------------------
 
     async def create(
-        self, path: str | os.PathLike[str], *, format: str, size: int | str | None = None, **options: object  # noqa: A002
+        self,
+        path: str | os.PathLike[str],
+        *,
+        format: str,
+        size: int | str | None = None,
+        **options: object,  # noqa: A002
     ) -> None:
         """Make a new image at ``path``, replacing what is there unless somebody holds it.
 
@@ -304,7 +311,9 @@ class Graph:
         """
         name = os.fspath(path)
         driver = self._driver(format)
-        wanted: dict[str, object] = {key.replace("_", "-"): value for key, value in options.items() if value is not None}
+        wanted: dict[str, object] = {
+            key.replace("_", "-"): value for key, value in options.items() if value is not None
+        }
         if size is not None:
             wanted["size"] = size
         edges: list[Child] = []

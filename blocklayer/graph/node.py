@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from blocklayer.base.buffers import as_view
 from blocklayer.base.errors import InUseError, OutOfRangeError, ReadOnlyError
@@ -49,7 +49,7 @@ class HookHandle:
             self._hooks.remove(self._hook)
             self._hooks = None
 
-    def __enter__(self) -> HookHandle:
+    def __enter__(self) -> Self:
         """Nothing to do: it is registered."""
         return self
 
@@ -195,9 +195,7 @@ class Node:
         """Which layer of the chain above ``base`` answers from ``offset`` on, and how; see ``block_status.py``."""
         return await chain_status(self, offset, length, base=base)
 
-    def extents(
-        self, offset: int = 0, length: int | None = None, *, base: Node | None = None
-    ) -> AsyncIterator[Extent]:
+    def extents(self, offset: int = 0, length: int | None = None, *, base: Node | None = None) -> AsyncIterator[Extent]:
         """All extents of a range (default: to the end), joined where they are alike."""
         length = self.size - offset if length is None else length
         return chain_extents(self, offset, length, base=base)

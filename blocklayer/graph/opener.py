@@ -142,7 +142,12 @@ class Opener:
         return await self._attach(role, value, ancestry=ancestry, writable=writable)
 
     async def reference(
-        self, role: str, text: str, *, format: str | None, writable: bool = False  # noqa: A002 - the field's word
+        self,
+        role: str,
+        text: str,
+        *,
+        format: str | None,
+        writable: bool = False,  # noqa: A002 - the field's word
     ) -> Child:
         """Open what the image's header calls ``text``, through the gate; ``format`` is what the image records.
 
@@ -169,7 +174,9 @@ class Opener:
         if self.gate.probe:
             return await self.graph.probe(path)
         message = f"it names {path!r} as {role} file without its format, and content is not to be trusted for that"
-        raise UnknownFormatError(message + "; record a format in the image, or use a gate with probe=True", filename=self.filename)
+        raise UnknownFormatError(
+            message + "; record a format in the image, or use a gate with probe=True", filename=self.filename
+        )
 
     async def _attach(self, role: str, value: object, *, ancestry: Ancestry, writable: bool | None) -> Child:
         if writable is None:

@@ -35,7 +35,13 @@ class Request:
     __slots__ = ("_done", "flags", "kind", "length", "offset", "serialising")
 
     def __init__(
-        self, kind: RequestKind, offset: int, length: int, flags: WriteFlags = WriteFlags.NONE, *, serialising: bool = False
+        self,
+        kind: RequestKind,
+        offset: int,
+        length: int,
+        flags: WriteFlags = WriteFlags.NONE,
+        *,
+        serialising: bool = False,
     ) -> None:
         """Describe a request; it is not tracked yet."""
         self.kind = kind

@@ -57,5 +57,11 @@ class Statistics:
 
     def snapshot(self) -> Statistics:
         """The counters as they are now, independent of what comes."""
-        parts = (self.read, self.write, self.write_zeroes, self.discard, self.flush)
-        return Statistics(*(part.copy() for part in parts), write_end_max=self.write_end_max)
+        return Statistics(
+            read=self.read.copy(),
+            write=self.write.copy(),
+            write_zeroes=self.write_zeroes.copy(),
+            discard=self.discard.copy(),
+            flush=self.flush.copy(),
+            write_end_max=self.write_end_max,
+        )

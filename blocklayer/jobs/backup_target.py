@@ -199,4 +199,3 @@ def _remove(path: str) -> None:
     """Remove a file that may be gone already."""
     with suppress(OSError):
         os.unlink(path)
-

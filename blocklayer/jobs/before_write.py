@@ -54,9 +54,9 @@ class BeforeWrite:
         self.waits += 1
         if not self._timeout_s:
             return await self._save(first, last)
-        with anyio.move_on_after(self._timeout_s):
+        with anyio.move_on_after(self._timeout_s) as limit:
             return await self._save(first, last)
-        if self.over:
+        if not limit.cancelled_caught or self.over:
             return None
         message = f"saving old data took longer than {self._timeout_s:g} s"
         return Failure(TimedOutError(message, offset=offset, length=length), reading=False, offset=offset)

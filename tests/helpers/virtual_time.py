@@ -66,7 +66,10 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         super()._run_once()  # type: ignore[misc]  # the stock loop's own, which its stubs leave out
 
     def run_in_executor(
-        self, executor: object, func: Callable[..., R], *args: object  # noqa: ARG002 - no thread, no executor
+        self,
+        executor: object,
+        func: Callable[..., R],
+        *args: object,  # noqa: ARG002 - no thread, no executor
     ) -> asyncio.Future[R]:
         """Run it in the loop, one turn later: threads have a time of their own."""
         future: asyncio.Future[R] = self.create_future()

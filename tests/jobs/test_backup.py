@@ -13,6 +13,7 @@ from tests.helpers.backups import CLUSTER, SIZE, backup, pattern
 from tests.helpers.scripted import Gate, disk, fail_on, scripted, scripted_graph
 from tests.helpers.virtual_time import virtual_time
 
+
 @virtual_time
 async def test_full_copies_everything() -> None:
     async with scripted_graph() as graph:

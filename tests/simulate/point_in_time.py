@@ -135,18 +135,22 @@ class _Simulation:
     def _options(self, mode: str) -> dict[str, object]:
         rng = self.random
         policies = ["report", "ignore", "stop", "enospc", "auto"]
-        return {
-            "speed": rng.choice([0, 0, 0, CLUSTER, 10 * CLUSTER]),
-            "max_workers": rng.choice([1, 2, 64]),
-            "max_chunk": rng.choice([0, 256 * KIB, 300 * KIB]),
-            "min_cluster_size": rng.choice([0, 0, 256 * KIB]),
-            "compress": rng.random() < 0.2,
-            "on_source_error": rng.choice(policies),
-            "on_target_error": rng.choice(policies),
-            "on_cbw_error": rng.choice(["break-guest-write", "break-guest-write", "break-snapshot"]),
-            "cbw_timeout": rng.choice([0, 0, 0, 0.02, 0.5]),
-            "retry": rng.choice([0, 0, 2]),
-        } if mode else {}
+        return (
+            {
+                "speed": rng.choice([0, 0, 0, CLUSTER, 10 * CLUSTER]),
+                "max_workers": rng.choice([1, 2, 64]),
+                "max_chunk": rng.choice([0, 256 * KIB, 300 * KIB]),
+                "min_cluster_size": rng.choice([0, 0, 256 * KIB]),
+                "compress": rng.random() < 0.2,
+                "on_source_error": rng.choice(policies),
+                "on_target_error": rng.choice(policies),
+                "on_cbw_error": rng.choice(["break-guest-write", "break-guest-write", "break-snapshot"]),
+                "cbw_timeout": rng.choice([0, 0, 0, 0.02, 0.5]),
+                "retry": rng.choice([0, 0, 2]),
+            }
+            if mode
+            else {}
+        )
 
     def _capture(self, source: Node) -> None:
         register = source.before_write
@@ -311,5 +315,3 @@ class _Guest:
     def check(self, disk_now: bytes) -> None:
         for offset, length in self.stripes:
             assert disk_now[offset : offset + length] == self.model[offset], "a guest's write was lost or came too much"
-
-

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import asyncio
 from array import array
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from blocklayer.base.errors import CorruptImageError, LimitError, NoSpaceError
 from blocklayer.base.ranges import align_up, div_round_up
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
 _SECTOR = 512
 
 
-class Clusters(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Clusters:
     """``count`` clusters from host ``offset``; ``virgin``: never used, beyond the old end of the file."""
 
     offset: int

@@ -146,12 +146,12 @@ async def _allocate_in(driver: Qcow2Driver, table: WordTable, offset: int, lengt
     if geometry.data_file:
         return ClusterAllocation(driver, table, low, high - low, host=start, taken=None)
     taken = await driver.allocator.take(geometry.clusters_for(high - start))
-    _check_place(driver, taken)
+    _check_place(taken)
     high = min(high, start + taken.count * geometry.cluster_size)
     return ClusterAllocation(driver, table, low, high - low, host=taken.offset, taken=taken)
 
 
-def _check_place(driver: Qcow2Driver, taken: Clusters) -> None:
+def _check_place(taken: Clusters) -> None:
     """A cluster that counts as free must not be one of the header's; then refcounts cannot be trusted."""
     if not taken.offset:
         raise CorruptImageError("the refcounts say that the header's cluster is free", offset=0)
@@ -233,10 +233,11 @@ def _zero_plain(driver: Qcow2Driver, table: WordTable, index: int, *, keep_room:
 def _zero_extended(driver: Qcow2Driver, table: WordTable, index: int, bits: int, *, keep_room: bool) -> None:
     entry, bitmap = table.words[2 * index], table.words[2 * index + 1]
     found = decode_l2(driver.geometry, entry)
-    if found.mapping is Mapping.COMPRESSED or (found.mapping is Mapping.DATA and (not keep_room or not found.copied)):
-        if bits == ALL_ALLOCATED and not driver.geometry.data_file:
-            drop(driver, entry)
-            entry, bitmap = 0, ALL_ZERO
+    whole = bits == ALL_ALLOCATED and not driver.geometry.data_file
+    lets_go = found.mapping is Mapping.DATA and not (keep_room and found.copied)
+    if whole and (lets_go or found.mapping is Mapping.COMPRESSED):
+        drop(driver, entry)
+        entry, bitmap = 0, ALL_ZERO
     bitmap = (bitmap & ~bits) | bits << 32
     if (entry, bitmap) != (table.words[2 * index], table.words[2 * index + 1]):
         table.words[2 * index], table.words[2 * index + 1] = entry, bitmap

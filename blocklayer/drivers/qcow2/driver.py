@@ -38,7 +38,8 @@ from blocklayer.drivers.qcow2.repair import check_image
 from blocklayer.graph.format_driver import FormatDriver, MapKind, Mapping
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping as MappingType
+    from collections.abc import Iterator
+    from collections.abc import Mapping as MappingType
     from typing import Self
 
     from blocklayer.base.options import Options
@@ -264,7 +265,9 @@ class Qcow2Driver(FormatDriver):
         """Store one cluster compressed, or plain if that is not smaller."""
         at_end = offset + len(data) == self._size
         if offset & self._cluster_mask or not (len(data) == self.unit or (at_end and len(data) < self.unit)):
-            raise OptionError(f"compressed writes take one cluster of {self.unit} bytes", offset=offset, length=len(data))
+            raise OptionError(
+                f"compressed writes take one cluster of {self.unit} bytes", offset=offset, length=len(data)
+            )
         await self.prepare_write()
         packed = None if self.geometry.data_file else await self.compressed.compress(data)
         if packed is None:
@@ -286,4 +289,3 @@ class Qcow2Driver(FormatDriver):
         """Count references and compare with the refcounts; flushes first. See ``codec.qcow2.check``."""
         await self._flush(with_refcounts=True)
         return await check_image(self.image)
-

@@ -77,7 +77,9 @@ async def _data_file(opener: Opener, header: Header) -> Child:
     if opener.has("data-file"):
         return await opener.child("data-file")
     if header.data_file is None:
-        raise FormatError("its data lie in another file, but it does not name it; pass data_file", filename=opener.filename)
+        raise FormatError(
+            "its data lie in another file, but it does not name it; pass data_file", filename=opener.filename
+        )
     return await opener.reference("data-file", header.data_file, format="file", writable=not opener.read_only)
 
 

@@ -31,7 +31,7 @@ class Extent:
 
     ``depth`` is 0 for the node that was asked and grows by one per backing layer; ``node`` names the layer;
     ``host_offset`` (bytes) is where the data lie in ``host_node``, the child that stores them, or None;
-    ``compressed`` data have no host offset.
+    ``compressed`` data have no host offset; ``present`` is False where no layer of a chain holds anything.
     """
 
     offset: int
@@ -42,6 +42,7 @@ class Extent:
     host_offset: int | None = None
     host_node: str | None = None
     compressed: bool = False
+    present: bool = True
 
     def __post_init__(self) -> None:
         """Refuse empty runs: loops over extents must advance."""
@@ -79,8 +80,15 @@ class Extent:
         if later.offset != self.end or (self.host_offset is None) != (later.host_offset is None):
             return False
         contiguous = self.host_offset is None or later.host_offset == self.host_offset + self.length
-        same = (self.kind, self.depth, self.node, self.host_node, self.compressed)
-        return contiguous and same == (later.kind, later.depth, later.node, later.host_node, later.compressed)
+        same = (self.kind, self.depth, self.node, self.host_node, self.compressed, self.present)
+        return contiguous and same == (
+            later.kind,
+            later.depth,
+            later.node,
+            later.host_node,
+            later.compressed,
+            later.present,
+        )
 
     def joined(self, later: Extent) -> Extent:
         """Both as one; only after ``joins``."""

@@ -2,7 +2,7 @@
 
 A walk goes down from the top. A layer that says "unallocated" passes the question to its backing node; filters pass it
 on without counting as a layer. A backing node that is shorter than the range leaves zeroes behind its end; these count
-as allocated in the layer above it, because nothing below can change them. The bottom's unallocated ranges read as zeroes.
+as allocated in that short layer, because nothing below can change them. The bottom's unallocated ranges read as zeroes.
 """
 
 from __future__ import annotations
@@ -58,16 +58,14 @@ async def allocation_status(top: Node, offset: int, length: int, *, base: Node |
     if offset < 0 or length <= 0 or offset + length > top.size:
         message = f"request outside the node's {top.size} bytes"
         raise OutOfRangeError(message, node=top.name, offset=offset, length=length)
-    above = top
     for depth, layer in enumerate(layers(top, base)):
         inside = layer.size - offset
         if inside <= 0:
-            return Extent(offset, length, ExtentKind.ZERO, depth - 1, above.name)
+            return Extent(offset, length, ExtentKind.ZERO, depth, layer.name)
         status = await layer.path.block_status(offset, min(length, inside))
         length = status.length
         if status.is_allocated:
             return replace(status, depth=depth, node=layer.name)
-        above = layer
     return Extent(offset, length, ExtentKind.UNALLOCATED)
 
 
@@ -77,7 +75,7 @@ async def chain_status(top: Node, offset: int, length: int, *, base: Node | None
     if base is not None or status.is_allocated:
         return status
     *_, (depth, bottom) = enumerate(layers(top))
-    return replace(status, kind=ExtentKind.ZERO, depth=depth, node=bottom.name)
+    return replace(status, kind=ExtentKind.ZERO, depth=depth, node=bottom.name, present=False)
 
 
 async def chain_extents(top: Node, offset: int, length: int, *, base: Node | None = None) -> AsyncIterator[Extent]:

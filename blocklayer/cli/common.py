@@ -1,0 +1,94 @@
+"""What commands share: arguments that name an image, opening it as users of qemu-img expect, sizes, JSON.
+
+Without ``-f`` the content decides the format, and plain backing file names are followed wherever they point, because
+that is what these users know. ``json:`` references inside images and protocols are refused unless ``--trust`` is given.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+import blocklayer
+from blocklayer.base.options import JSON_PREFIX, parse_options
+
+if TYPE_CHECKING:
+    import argparse
+
+
+class FailureError(Exception):
+    """Ends the program with ``status`` and one line on standard error."""
+
+    def __init__(self, message: str, *, status: int = 1) -> None:
+        """Keep both."""
+        super().__init__(message)
+        self.status = status
+
+
+def add_source_arguments(parser: argparse.ArgumentParser) -> None:
+    """-f, -U, --image-opts, --trust."""
+    parser.add_argument(
+        "-f", "--source-format", metavar="FMT", help="format of the image (default: its content decides)"
+    )
+    parser.add_argument("-U", "--force-share", action="store_true", help="read although somebody may be writing")
+    parser.add_argument("--image-opts", action="store_true", help="FILE is driver=...,file.filename=...")
+    parser.add_argument("--trust", action="store_true", help="follow whatever the image refers to, json: strings too")
+
+
+def add_output_argument(parser: argparse.ArgumentParser) -> None:
+    """--output human|json."""
+    parser.add_argument("--output", choices=("human", "json"), default="human", help="how to print (default: human)")
+
+
+def gate(args: argparse.Namespace) -> blocklayer.Gate:
+    """What image headers may refer to."""
+    return blocklayer.Gate.permissive() if getattr(args, "trust", False) else blocklayer.Gate.anywhere(probe=True)
+
+
+async def open_image(
+    graph: blocklayer.Graph,
+    name: str,
+    args: argparse.Namespace,
+    *,
+    format: str | None = None,
+    read_only: bool = True,
+    **options: object,
+) -> blocklayer.Node:
+    """Open what the user named."""
+    force_share = read_only and getattr(args, "force_share", False)
+    node_options: dict[str, Any] = {"read_only": read_only, "force_share": force_share, **options}
+    if getattr(args, "image_opts", False) or name.startswith(JSON_PREFIX):
+        return await graph.open(parse_options(name), gate=gate(args), **node_options)
+    return await graph.open(name, format=format, probe=True, gate=gate(args), **node_options)
+
+
+def parse_create_options(texts: list[str]) -> dict[str, object]:
+    """``-o a=b,c=d`` given any number of times, as one mapping with ``_`` in names."""
+    merged: dict[str, object] = {}
+    for text in texts:
+        merged |= {key.replace("-", "_"): value for key, value in parse_options(text).items()}
+    return merged
+
+
+def human_size(size: int) -> str:
+    """``64 MiB``, ``19.5 MiB``, ``512 B``: three significant digits, as qemu-img prints."""
+    value = float(size)
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB", "PiB"):
+        if value < 1000 or unit == "PiB":  # noqa: PLR2004 - three digits in front of the point
+            break
+        value /= 1024
+    return f"{value:0.3g} {unit}"
+
+
+def disk_size(path: str | None) -> int | None:
+    """Bytes that a file occupies, or None if there is no such file."""
+    try:
+        return None if path is None else os.stat(path).st_blocks * 512
+    except OSError:
+        return None
+
+
+def dump_json(value: object) -> str:
+    """Indented by four, as qemu-img's."""
+    return json.dumps(value, indent=4, ensure_ascii=False)

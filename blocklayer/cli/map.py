@@ -34,7 +34,7 @@ async def run(args: argparse.Namespace) -> int:
         extents = [extent async for extent in node.extents(args.start_offset, length)] if length else []
         names = {name: each.filename or name for name, each in graph.nodes.items()}
     if args.output == "json":
-        print("[" + ",\n".join(json.dumps(as_record(extent)) for extent in extents) + "]")
+        print("[" + ",\n".join("{ " + json.dumps(as_record(extent))[1:] for extent in extents) + "]")
         return 0
     print(f"{'Offset':<16}{'Length':<16}{'Mapped to':<16}{'File'}")
     for extent in extents:
@@ -43,8 +43,14 @@ async def run(args: argparse.Namespace) -> int:
         if extent.host_offset is None:
             raise FailureError("File contains external, encrypted or compressed clusters; use --output json")
         file = names.get(extent.host_node or "", "")
-        print(f"{extent.offset:<#16x}{extent.length:<#16x}{extent.host_offset:<#16x}{file}")
+        numbers = (extent.offset, extent.length, extent.host_offset)
+        print("".join(f"{as_hex(number):<16}" for number in numbers) + file)
     return 0
+
+
+def as_hex(number: int) -> str:
+    """As C's %#x prints: zero has no prefix."""
+    return hex(number) if number else "0"
 
 
 def as_record(extent: blocklayer.Extent) -> dict[str, object]:

@@ -2,7 +2,7 @@
 
 A walk goes down from the top. A layer that says "unallocated" passes the question to its backing node; filters pass it
 on without counting as a layer. A backing node that is shorter than the range leaves zeroes behind its end; these count
-as allocated in that short layer, because nothing below can change them. The bottom's unallocated ranges read as zeroes.
+as zeroes of the layer above it, because nothing below can change them. The bottom's unallocated ranges read as zeroes.
 """
 
 from __future__ import annotations
@@ -58,14 +58,16 @@ async def allocation_status(top: Node, offset: int, length: int, *, base: Node |
     if offset < 0 or length <= 0 or offset + length > top.size:
         message = f"request outside the node's {top.size} bytes"
         raise OutOfRangeError(message, node=top.name, offset=offset, length=length)
+    above = top
     for depth, layer in enumerate(layers(top, base)):
         inside = layer.size - offset
         if inside <= 0:
-            return Extent(offset, length, ExtentKind.ZERO, depth, layer.name)
+            return Extent(offset, length, ExtentKind.ZERO, depth - 1, above.name, present=False)
         status = await layer.path.block_status(offset, min(length, inside))
         length = status.length
         if status.is_allocated:
             return replace(status, depth=depth, node=layer.name)
+        above = layer
     return Extent(offset, length, ExtentKind.UNALLOCATED)
 
 

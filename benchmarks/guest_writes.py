@@ -96,7 +96,7 @@ class Disks:
         async with self.opened(engine) as (graph, source, target):
             job = await graph.backup(source, target, sync="none")
             rate = await self._write_all(source)
-            job.cancel()
+            await job.cancel()
             await job.wait()
             return {"rate": rate}
 

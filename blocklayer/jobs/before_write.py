@@ -42,7 +42,7 @@ class BeforeWrite:
         self._surveyed = surveyed
         self._timeout_s = timeout_s
         self._spawn = spawn
-        self._scopes: set[anyio.CancelScope] = set()
+        self._scopes: dict[anyio.CancelScope, None] = {}
 
     async def save(self, offset: int, length: int) -> Failure | None:
         """Save the range's old data, or answer why that was not possible."""
@@ -120,13 +120,13 @@ class BeforeWrite:
 
     async def _perform_here(self, claim: Claim, content: Content | None) -> Failure | None:
         with anyio.CancelScope() as scope:
-            self._scopes.add(scope)
+            self._scopes[scope] = None
             try:
                 if content is None and (self._surveyed or claim.last - claim.first > 1):
                     return await self._copy.perform_surveyed(claim)
                 return await self._copy.perform(claim, content or Content.DATA)
             finally:
-                self._scopes.discard(scope)
+                del self._scopes[scope]
         return None
 
     async def _detach(self, claim: Claim, content: Content | None) -> Failure | None:

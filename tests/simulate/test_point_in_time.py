@@ -7,6 +7,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections import Counter
 
 import pytest
@@ -34,3 +36,12 @@ def test_the_seeds_reach_every_mode_and_ending() -> None:
     assert {"JobCancelledError"} <= {outcome.ending for outcome in outcomes}
     assert sum(outcome.writes for outcome in outcomes) > 1000
     assert sum(outcome.reads_checked for outcome in outcomes) > 100
+
+
+def test_a_seed_repeats_itself_in_another_process() -> None:
+    def replay(hash_seed: str) -> str:
+        command = [sys.executable, "-c", "from tests.simulate.point_in_time import simulate; print(simulate(139))"]
+        environment = os.environ | {"PYTHONHASHSEED": hash_seed}
+        return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+
+    assert replay("1") == replay("2") == f"{simulate(139)}\n"

@@ -64,7 +64,7 @@ def read_direct(fd: int, buffer: memoryview, offset: int, memory_alignment: int)
         buffer[start : start + len(piece)] = piece
 
 
-def write_direct(fd: int, buffers: Sequence[memoryview], offset: int, durable: bool, memory_alignment: int) -> None:  # noqa: FBT001
+def write_direct(fd: int, buffers: Sequence[memoryview], offset: int, durable: bool, memory_alignment: int) -> None:
     """``write_full`` for any buffers; offset and total length are aligned already."""
     if len(buffers) == 1 and is_aligned(buffers[0], memory_alignment):
         write_full(fd, buffers, offset, durable)

@@ -268,7 +268,7 @@ class File:
 # -- blocking functions, run by worker threads -------------------------------------------------------------------
 
 
-def _open(path: str, flags: int, is_direct: bool) -> tuple[int, int, bool, tuple[int, int]]:  # noqa: FBT001
+def _open(path: str, flags: int, is_direct: bool) -> tuple[int, int, bool, tuple[int, int]]:
     fd = os.open(path, flags, 0o644)
     try:
         mode = os.fstat(fd).st_mode

@@ -145,7 +145,7 @@ class FileDriver(Driver):
         """Let the kernel copy, if the target is a file too."""
         if not isinstance(target, FileDriver):
             return False
-        return await self._file.copy_range_to(target._file, source_offset, target_offset, length)  # noqa: SLF001
+        return await self._file.copy_range_to(target._file, source_offset, target_offset, length)  # noqa: SLF001 - of the same class
 
     async def close(self) -> None:
         """Close the file; its locks go with it."""

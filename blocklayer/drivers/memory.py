@@ -60,7 +60,7 @@ class MemoryDriver(Driver):
         """Copy ``data`` in."""
         self._bytes[offset : offset + len(data)] = data
 
-    async def write_zeroes(self, offset: int, length: int, flags: WriteFlags) -> None:  # noqa: ARG002
+    async def write_zeroes(self, offset: int, length: int, flags: WriteFlags) -> None:
         """Zero the range."""
         fill_zero(memoryview(self._bytes)[offset : offset + length])
 
@@ -68,7 +68,7 @@ class MemoryDriver(Driver):
         """What is discarded reads as zeroes."""
         fill_zero(memoryview(self._bytes)[offset : offset + length])
 
-    async def truncate(self, size: int, preallocation: Preallocation) -> None:  # noqa: ARG002
+    async def truncate(self, size: int, preallocation: Preallocation) -> None:
         """Cut or extend with zeroes."""
         del self._bytes[size:]
         self._bytes.extend(bytes(size - len(self._bytes)))

@@ -65,16 +65,16 @@ class NullDriver(Driver):
         fill_zero(buffer)
         return True
 
-    async def read_into(self, offset: int, buffer: memoryview) -> None:  # noqa: ARG002
+    async def read_into(self, offset: int, buffer: memoryview) -> None:
         """Zeroes."""
         await self._wait()
         fill_zero(buffer)
 
-    async def write(self, offset: int, data: memoryview, flags: WriteFlags) -> None:  # noqa: ARG002
+    async def write(self, offset: int, data: memoryview, flags: WriteFlags) -> None:
         """Forget ``data``."""
         await self._wait()
 
-    async def write_zeroes(self, offset: int, length: int, flags: WriteFlags) -> None:  # noqa: ARG002
+    async def write_zeroes(self, offset: int, length: int, flags: WriteFlags) -> None:
         """It is zero."""
         await self._wait()
 

@@ -129,7 +129,7 @@ class RawDriver(Driver):
         """Let the storage copy, if both lie on such."""
         if isinstance(target, RawDriver):
             target_offset += target._offset  # noqa: SLF001 - same class
-            target = target._file.node.driver  # noqa: SLF001
+            target = target._file.node.driver  # noqa: SLF001 - as above
         return await self._file.node.driver.copy_range_to(target, self._offset + source_offset, target_offset, length)
 
     @property

@@ -93,7 +93,7 @@ class Driver(ABC):
 
     # -- optional ----------------------------------------------------------------------------------------------
 
-    def try_read_into(self, offset: int, buffer: memoryview) -> bool:  # noqa: ARG002
+    def try_read_into(self, offset: int, buffer: memoryview) -> bool:
         """Fill ``buffer`` at once and answer True, or leave it in any state and answer False if anything would wait.
 
         Runs inside the event loop: no coroutine, no task, no future; it must neither block nor raise for I/O errors
@@ -101,7 +101,7 @@ class Driver(ABC):
         """
         return False
 
-    async def write(self, offset: int, data: memoryview, flags: WriteFlags) -> None:  # noqa: ARG002
+    async def write(self, offset: int, data: memoryview, flags: WriteFlags) -> None:
         """Store ``data`` at ``offset``; durable at return only with ``FUA``. All of it, or raise."""
         raise UnsupportedError(f"driver {self.name!r} cannot write", offset=offset, length=len(data))
 
@@ -125,7 +125,7 @@ class Driver(ABC):
         """Status in this layer alone, from ``offset`` on, as far as it is the same, at most ``length`` bytes."""
         return Extent(offset, length, ExtentKind.DATA)
 
-    def try_block_status(self, offset: int, length: int) -> Extent | None:  # noqa: ARG002
+    def try_block_status(self, offset: int, length: int) -> Extent | None:
         """``block_status`` at once, or None if anything would wait."""
         return None
 
@@ -135,14 +135,14 @@ class Driver(ABC):
             if Permission.WRITE in child.needs:
                 await child.flush()
 
-    async def truncate(self, size: int, preallocation: Preallocation) -> None:  # noqa: ARG002
+    async def truncate(self, size: int, preallocation: Preallocation) -> None:
         """Change ``size``; what is new reads as zeroes."""
         raise UnsupportedError(f"driver {self.name!r} cannot be resized to {size} bytes")
 
     async def close(self) -> None:
         """Release everything; the Node has drained requests and flushed. Children are released by the Node."""
 
-    async def copy_range_to(self, target: Driver, source_offset: int, target_offset: int, length: int) -> bool:  # noqa: ARG002
+    async def copy_range_to(self, target: Driver, source_offset: int, target_offset: int, length: int) -> bool:
         """Copy inside the storage (copy offload) to a driver of the same kind; False if that is not possible."""
         return False
 
@@ -182,12 +182,12 @@ class Driver(ABC):
         return {}
 
     @classmethod
-    async def create(cls, options: Options, context: CreateContext) -> None:  # noqa: ARG003
+    async def create(cls, options: Options, context: CreateContext) -> None:
         """Make a new image in ``context.file``. Formats only."""
         raise UnsupportedError(f"driver {cls.name!r} cannot create images")
 
     @classmethod
-    def probe(cls, head: bytes) -> bool:  # noqa: ARG003
+    def probe(cls, head: bytes) -> bool:
         """Whether the first bytes of a file say that it is this format."""
         return False
 

@@ -302,7 +302,7 @@ class Graph:
         *,
         format: str,
         size: int | str | None = None,
-        **options: object,  # noqa: A002
+        **options: object,
     ) -> None:
         """Make a new image at ``path``, replacing what is there unless somebody holds it.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 from typing import TYPE_CHECKING
 
@@ -21,11 +20,12 @@ from benchmarks.images import (
     warm_in_small_pages,
     workspace,
 )
+from tests.helpers.peers import needs
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-needs_qemu = pytest.mark.skipif(shutil.which("qemu-io") is None, reason="qemu-utils is not installed")
+needs_qemu = needs("qemu-io")
 
 
 def data_of(path: Path) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,6 +10,7 @@ from benchmarks import fio, qemu_img, storage_daemon
 from benchmarks.fio import Load, parse_rate, rate_within
 from benchmarks.images import MIB, Offsets, fill_raw
 from benchmarks.qemu_img import Bench, parse_seconds
+from tests.helpers.peers import needs
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,7 +32,7 @@ def test_both_sides_of_single_requests_use_one_step(tmp_path: Path) -> None:
     assert "-w" in arguments
 
 
-@pytest.mark.skipif(shutil.which(qemu_img.PROGRAM) is None, reason="qemu-img is not installed")
+@needs(qemu_img.PROGRAM)
 def test_qemu_img_bench_visits_the_same_offsets_as_we_do(tmp_path: Path) -> None:
     path = tmp_path / "disk.raw"
     with path.open("wb") as file:
@@ -64,9 +64,7 @@ def test_a_load_ends_by_count_or_by_time(tmp_path: Path) -> None:
     assert "--runtime=2" in by_time
 
 
-@pytest.mark.skipif(
-    shutil.which(fio.PROGRAM) is None or shutil.which(storage_daemon.PROGRAM) is None, reason="a peer is not installed"
-)
+@needs(fio.PROGRAM, storage_daemon.PROGRAM)
 async def test_fio_writes_through_the_daemon_and_logs_each_completion(tmp_path: Path) -> None:
     disk = tmp_path / "disk.raw"
     fill_raw(disk, MIB)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,6 +10,7 @@ from benchmarks import backup_sparse, guest_writes, harness, loops, peak_memory
 from benchmarks.__main__ import SCENARIOS
 from benchmarks.harness import Settings, run_scenario
 from benchmarks.images import MIB
+from tests.helpers.peers import needs
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 PROGRAMS = ("qemu-img", "qemu-io", "qemu-storage-daemon", "fio")
 
-pytestmark = pytest.mark.skipif(not all(map(shutil.which, PROGRAMS)), reason="a peer is not installed")
+pytestmark = needs(*PROGRAMS)
 
 
 @pytest.fixture(autouse=True)

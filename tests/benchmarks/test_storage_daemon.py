@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 
 import pytest
@@ -12,8 +11,9 @@ from benchmarks import storage_daemon
 from benchmarks.backups import Backup
 from benchmarks.images import MIB, make_disk
 from benchmarks.storage_daemon import DaemonError, node_options, peak_memory
+from tests.helpers.peers import needs
 
-pytestmark = pytest.mark.skipif(shutil.which(storage_daemon.PROGRAM) is None, reason="the daemon is not installed")
+pytestmark = needs(storage_daemon.PROGRAM)
 
 
 def is_alive(pid: int) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import shutil
 import subprocess
 from typing import TYPE_CHECKING
 
@@ -15,15 +14,14 @@ from blocklayer.codec.qcow2 import header as qcow2_header
 from blocklayer.codec.qcow2.check import check, run_check
 from blocklayer.codec.qcow2.entries import OFFSET_MASK
 from blocklayer.codec.qcow2.repair import plan_repair
+from tests.helpers.peers import needs
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from blocklayer.codec.qcow2.check_result import CheckResult
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("qemu-img") is None or shutil.which("qemu-io") is None, reason="qemu-utils is not installed"
-)
+pytestmark = needs("qemu-img", "qemu-io")
 
 OPTIONS = [
     "cluster_size=512",

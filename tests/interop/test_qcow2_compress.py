@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import shutil
 import subprocess
 from typing import TYPE_CHECKING
 
@@ -22,11 +21,12 @@ from blocklayer.codec.qcow2.entries import (
     mapping_run,
 )
 from blocklayer.codec.qcow2.refcounts import RefcountBlock
+from tests.helpers.peers import needs
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.skipif(shutil.which("qemu-img") is None, reason="qemu-img is not installed")
+pytestmark = needs("qemu-img")
 
 CLUSTER = 65536
 COUNT = 12

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -15,11 +14,12 @@ from blocklayer.base.units import GIB, MIB
 from blocklayer.codec.qcow2 import header as qcow2_header
 from blocklayer.codec.qcow2.create import CreateOptions, plan_create
 from blocklayer.codec.qcow2.features import Autoclear, Compatible, Incompatible
+from tests.helpers.peers import needs
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.skipif(shutil.which("qemu-img") is None, reason="qemu-img is not installed")
+pytestmark = needs("qemu-img")
 
 
 def qemu_img(*arguments: str | Path) -> str:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from blocklayer.base.buffers import ZEROES, aligned_buffer, is_zero
 from blocklayer.base.errors import BlockError, OutOfRangeError, ReadOnlyError, StateError
@@ -26,13 +26,16 @@ from blocklayer.graph.requests import Request, RequestKind, RequestList
 from blocklayer.graph.statistics import Statistics
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Coroutine
 
     from blocklayer.base.extents import Extent
     from blocklayer.graph.driver import Driver
     from blocklayer.graph.node_options import NodeOptions
+    from blocklayer.graph.statistics import OperationCounters
 
     BeforeWrite = Callable[[Request], Awaitable[None]]
+
+T = TypeVar("T")
 
 INLINE_READ_MAX = 128 * KIB
 """Reads up to this length are tried inside the event loop first: about 15 us from the page cache, less than a thread
@@ -54,6 +57,10 @@ class RequestPath:
         self.hooks: list[BeforeWrite] = []
         self.closed = False
         self._aligned = driver.limits.request_alignment == 1
+        self._transfer_max = driver.limits.transfer_max
+        self._read_only = options.read_only
+        self._detects_zeroes = options.detect_zeroes is not DetectZeroes.OFF
+        self._write_through = options.cache.write_through
         self._write_generation = 0
         self._flushed_generation = 0
         self._flush_lock = asyncio.Lock()
@@ -84,8 +91,9 @@ class RequestPath:
         self._check_range(offset, length)
         if not length:
             return
-        request = Request(RequestKind.READ, offset, length)
-        await self._run(request, lambda: self._read_aligned(offset, buffer))
+        await self._run(
+            Request(RequestKind.READ, offset, length), self.statistics.read, self._read_aligned(offset, buffer)
+        )
 
     async def _read_aligned(self, offset: int, buffer: memoryview) -> None:
         if self._aligned:
@@ -102,11 +110,10 @@ class RequestPath:
         buffer[:] = bounce[skip : skip + length]
 
     async def _read_split(self, offset: int, buffer: memoryview) -> None:
-        length_max = self.driver.limits.transfer_max
-        if len(buffer) <= length_max:
+        if len(buffer) <= self._transfer_max:
             await self.driver.read_into(offset, buffer)
             return
-        for piece in split(offset, len(buffer), length_max=length_max):
+        for piece in split(offset, len(buffer), length_max=self._transfer_max):
             start = piece.offset - offset
             await self.driver.read_into(piece.offset, buffer[start : start + piece.length])
 
@@ -118,19 +125,18 @@ class RequestPath:
         self._check_write(offset, length, grow=grow)
         if not length:
             return
-        detect = self.options.detect_zeroes
-        if detect is not DetectZeroes.OFF and is_zero(data):
-            unmap = WriteFlags.MAY_UNMAP if detect is DetectZeroes.UNMAP else _NO_FLAGS
+        if self._detects_zeroes and is_zero(data):
+            unmap = WriteFlags.MAY_UNMAP if self.options.detect_zeroes is DetectZeroes.UNMAP else _NO_FLAGS
             await self.write_zeroes(offset, length, (flags & ~WriteFlags.NO_FALLBACK) | unmap, grow=grow)
             return
         request = Request(RequestKind.WRITE, offset, length, flags)
-        await self._run_write(request, lambda fua: self._write_aligned(request, offset, data, fua))
+        await self._run_write(request, self.statistics.write, self._write_aligned, data)
 
     async def write_compressed(self, offset: int, data: memoryview, flags: WriteFlags = _NO_FLAGS) -> None:
         """Write one cluster compressed; the driver checks that it is one."""
         self._check_write(offset, len(data), grow=False)
         request = Request(RequestKind.WRITE, offset, len(data), flags)
-        await self._run_write(request, lambda _fua: self.driver.write_compressed(offset, data))
+        await self._run_write(request, self.statistics.write, self._write_compressed, data)
 
     async def write_zeroes(
         self, offset: int, length: int, flags: WriteFlags = _NO_FLAGS, *, grow: bool = False
@@ -142,41 +148,62 @@ class RequestPath:
         if self.options.discard is DiscardMode.IGNORE:
             flags &= ~WriteFlags.MAY_UNMAP
         request = Request(RequestKind.WRITE_ZEROES, offset, length, flags)
-        await self._run_write(request, lambda fua: self._zero_aligned(request, offset, length, fua))
+        await self._run_write(request, self.statistics.write_zeroes, self._zero_aligned, length)
 
     async def discard(self, offset: int, length: int) -> None:
         """Drop the range's content, if the node passes discards on; notifiers run in any case."""
         self._check_write(offset, length, grow=False)
         if length:
             request = Request(RequestKind.DISCARD, offset, length)
-            await self._run_write(request, lambda _fua: self._discard_aligned(offset, length))
+            await self._run_write(request, self.statistics.discard, self._discard_aligned, length)
 
-    async def _run_write(self, request: Request, action: Callable[[WriteFlags], Awaitable[None]]) -> None:
-        flags = request.flags
-        fua = WriteFlags.FUA in flags or self.options.cache.write_through
-        passed = flags & (WriteFlags.MAY_UNMAP | WriteFlags.NO_FALLBACK)
-        if fua and self.driver.handles_fua:
-            passed |= WriteFlags.FUA
-
-        async def body() -> None:
-            if self.hooks and WriteFlags.UNCHANGED not in flags:
+    async def _run_write(
+        self,
+        request: Request,
+        counters: OperationCounters,
+        action: Callable[[Request, int, T, WriteFlags], Awaitable[None]],
+        what: T,
+    ) -> None:
+        """Track, notify, wait for the request's turn, act, count. ``what`` is the data, or a length."""
+        requests, flags = self.requests, request.flags
+        offset, length = request.offset, request.length
+        is_plain = flags is _NO_FLAGS and not self._write_through
+        passed = flags if is_plain else self._passed(flags)
+        requests.add(request)
+        started = perf_counter()
+        try:
+            if self.hooks and (is_plain or WriteFlags.UNCHANGED not in flags):
                 for hook in tuple(self.hooks):
                     await hook(request)
-            if WriteFlags.SERIALISING in flags:
-                await self._serialise(request, request.offset, request.length)
-            elif self.requests.serialising:
-                await self.requests.wait_turn(request)
+            if not is_plain and WriteFlags.SERIALISING in flags:
+                await self._serialise(request, offset, length)
+            elif requests.serialising:
+                await requests.wait_turn(request)
             try:
-                await action(passed)
+                await action(request, offset, what, passed)
             finally:
                 self._write_generation += 1
-
-        await self._run(request, body, waits=False)
-        self.statistics.write_end_max = max(self.statistics.write_end_max, request.offset + request.length)
-        if fua and not self.driver.handles_fua:
+        except BlockError as error:
+            self._count_error(counters, error)
+            raise
+        finally:
+            requests.remove(request)
+        counters.record(length, perf_counter() - started)
+        self.statistics.wrote(offset + length)
+        if not is_plain and (self._write_through or WriteFlags.FUA in flags) and not self.driver.handles_fua:
             await self.flush()
 
+    def _passed(self, flags: WriteFlags) -> WriteFlags:
+        """What the driver gets to see of a request's flags."""
+        passed = flags & (WriteFlags.MAY_UNMAP | WriteFlags.NO_FALLBACK)
+        if self.driver.handles_fua and (self._write_through or WriteFlags.FUA in flags):
+            passed |= WriteFlags.FUA
+        return passed
+
     async def _write_aligned(self, request: Request, offset: int, data: memoryview, flags: WriteFlags) -> None:
+        if self._aligned and len(data) <= self._transfer_max:
+            await self.driver.write(offset, data, flags)
+            return
         if not self._aligned:
             alignment = self.driver.limits.request_alignment
             outer = Range(offset, len(data)).aligned_out(alignment)
@@ -184,11 +211,7 @@ class RequestPath:
                 await self._serialise(request, outer.offset, outer.length)
                 data = await self._merge(outer, offset, data, alignment)
                 offset = outer.offset
-        length_max = self.driver.limits.transfer_max
-        if len(data) <= length_max:
-            await self.driver.write(offset, data, flags)
-            return
-        for piece in split(offset, len(data), length_max=length_max):
+        for piece in split(offset, len(data), length_max=self._transfer_max):
             start = piece.offset - offset
             await self.driver.write(piece.offset, data[start : start + piece.length], flags)
 
@@ -206,6 +229,9 @@ class RequestPath:
         merged[start : start + len(data)] = data
         return merged
 
+    async def _write_compressed(self, _request: Request, offset: int, data: memoryview, _flags: WriteFlags) -> None:
+        await self.driver.write_compressed(offset, data)
+
     async def _zero_aligned(self, request: Request, offset: int, length: int, flags: WriteFlags) -> None:
         limits = self.driver.limits
         inner = Range(offset, length).aligned_in(limits.request_alignment)
@@ -218,7 +244,7 @@ class RequestPath:
         data = ZEROES[: edge.length]
         await self._write_aligned(request, edge.offset, data, flags & WriteFlags.FUA)
 
-    async def _discard_aligned(self, offset: int, length: int) -> None:
+    async def _discard_aligned(self, _request: Request, offset: int, length: int, _flags: WriteFlags) -> None:
         if self.options.discard is DiscardMode.IGNORE:
             return
         inner = Range(offset, length).aligned_in(self.driver.limits.request_alignment)
@@ -237,7 +263,7 @@ class RequestPath:
             if self._flushed_generation >= wanted and wanted:
                 return
             reached = self._write_generation
-            await self._run(Request(RequestKind.FLUSH, 0, 0), self.driver.flush)
+            await self._run(Request(RequestKind.FLUSH, 0, 0), self.statistics.flush, self.driver.flush())
             self._flushed_generation = reached
 
     async def truncate(self, size: int, preallocation: Preallocation = Preallocation.OFF) -> None:
@@ -246,7 +272,7 @@ class RequestPath:
         old = self.driver.size
         start = min(old, size)
         request = Request(RequestKind.TRUNCATE, start, max(old, size) - start, serialising=True)
-        await self._run(request, lambda: self.driver.truncate(size, preallocation))
+        await self._run(request, self.statistics.truncate, self.driver.truncate(size, preallocation))
         self._write_generation += 1
 
     async def block_status(self, offset: int, length: int) -> Extent:
@@ -259,25 +285,29 @@ class RequestPath:
 
     # -- helpers -----------------------------------------------------------------------------------------------
 
-    async def _run(self, request: Request, body: Callable[[], Awaitable[None]], *, waits: bool = True) -> None:
-        """Track, run, count."""
+    async def _run(
+        self, request: Request, counters: OperationCounters, action: Coroutine[object, object, None]
+    ) -> None:
+        """Track, wait for the request's turn, act, count: what does not change content."""
         requests = self.requests
         requests.add(request)
-        offset, length = request.offset, request.length
         started = perf_counter()
         try:
-            if waits and requests.serialising:
+            if requests.serialising:
                 await requests.wait_turn(request)
-            await body()
+            await action
         except BlockError as error:
-            self.statistics.of(request.kind).errors += 1
-            if error.node is None:
-                error.node = self.name
+            self._count_error(counters, error)
             raise
         finally:
+            action.close()
             requests.remove(request)
-        self.statistics.of(request.kind).record(length, perf_counter() - started)
-        request.offset, request.length = offset, length
+        counters.record(request.length, perf_counter() - started)
+
+    def _count_error(self, counters: OperationCounters, error: BlockError) -> None:
+        counters.errors += 1
+        if error.node is None:
+            error.node = self.name
 
     async def _serialise(self, request: Request, offset: int, length: int) -> None:
         """Make ``request`` serialising over its own range and the given one."""
@@ -297,12 +327,10 @@ class RequestPath:
             raise OutOfRangeError(message, node=self.name, offset=offset, length=length)
 
     def _check_write(self, offset: int, length: int, *, grow: bool) -> None:
-        if self.options.read_only:
+        if self._read_only:
             raise ReadOnlyError("it was opened read-only", node=self.name, offset=offset, length=length)
-        if not (grow and self.driver.growable) or offset < 0:
+        if self.closed or offset < 0 or (offset + length > self.driver.size and not (grow and self.driver.growable)):
             self._check_range(offset, length)
-        else:
-            self._check_open()
 
 
 def _edges(outer: Range, inner: Range) -> tuple[Range, ...]:

@@ -8,10 +8,6 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from blocklayer.graph.requests import RequestKind
 
 LATENCY_BOUNDS_S: tuple[float, ...] = tuple(16e-6 * 4**power for power in range(9))
 """Upper bounds in seconds: 16 us, 64 us, ... about 1 s; one more bucket holds what took longer."""
@@ -48,12 +44,12 @@ class Statistics:
     write_zeroes: OperationCounters = field(default_factory=OperationCounters)
     discard: OperationCounters = field(default_factory=OperationCounters)
     flush: OperationCounters = field(default_factory=OperationCounters)
+    truncate: OperationCounters = field(default_factory=OperationCounters)
     write_end_max: int = 0
 
-    def of(self, kind: RequestKind) -> OperationCounters:
-        """The counters of one kind; a truncate counts nowhere and gets a record of its own."""
-        counters = getattr(self, kind.value, None)
-        return counters if isinstance(counters, OperationCounters) else OperationCounters()
+    def wrote(self, end: int) -> None:
+        """A write, of any kind, reached up to ``end``."""
+        self.write_end_max = max(self.write_end_max, end)
 
     def snapshot(self) -> Statistics:
         """The counters as they are now, independent of what comes."""
@@ -63,5 +59,6 @@ class Statistics:
             write_zeroes=self.write_zeroes.copy(),
             discard=self.discard.copy(),
             flush=self.flush.copy(),
+            truncate=self.truncate.copy(),
             write_end_max=self.write_end_max,
         )

@@ -39,7 +39,6 @@ OWED = {
     "blocklayer/aio/rate_limit.py",
     "blocklayer/aio/task_pool.py",
     "blocklayer/aio/threads.py",
-    "blocklayer/base/buffers.py",
     "blocklayer/base/errors.py",
     "blocklayer/base/extents.py",
     "blocklayer/base/limits.py",

@@ -135,8 +135,9 @@ class RequestPath:
     async def write_compressed(self, offset: int, data: memoryview, flags: WriteFlags = _NO_FLAGS) -> None:
         """Write one cluster compressed; the driver checks that it is one."""
         self._check_write(offset, len(data), grow=False)
-        request = Request(RequestKind.WRITE, offset, len(data), flags)
-        await self._run_write(request, self.statistics.write, self._write_compressed, data)
+        if len(data):
+            request = Request(RequestKind.WRITE, offset, len(data), flags)
+            await self._run_write(request, self.statistics.write, self._write_compressed, data)
 
     async def write_zeroes(
         self, offset: int, length: int, flags: WriteFlags = _NO_FLAGS, *, grow: bool = False

@@ -24,7 +24,8 @@ SIZE_MAX = (1 << 63) - 512
 """Largest size of a node: offsets stay in a signed 64-bit integer."""
 
 _FACTORS = {"": 1, "b": 1, "k": KIB, "m": MIB, "g": GIB, "t": TIB, "p": PIB, "e": EIB}
-_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:([kmgtpe])(?:i?b)?|b|)\s*", re.IGNORECASE)
+_SIZE = re.compile(r"\s*([0-9]{1,40}(?:\.[0-9]{1,40}(?=\s*[kmgtpe]))?)\s*(?:([kmgtpe])(?:i?b)?|b|)\s*", re.IGNORECASE)
+"""A fraction needs a unit (half a byte is a mistake); 40 digits are more than any size has."""
 
 
 def parse_size(text: str | int) -> int:
@@ -42,10 +43,15 @@ def parse_size(text: str | int) -> int:
 
 
 def format_size(size: int) -> str:
-    """``size`` in the largest unit that keeps it at 1 or more, with three digits: ``1.5 GiB``, ``512 B``."""
+    """``size`` in the largest unit that keeps it at 1 or more, with three digits: ``1.5 GiB``, ``512 B`` (four: ``1000 B``)."""
     value = float(size)
     for unit in ("B", "KiB", "MiB", "GiB", "TiB", "PiB"):
         if abs(value) < KIB:
-            return f"{value:.3g} {unit}"
+            return f"{_digits(value)} {unit}"
         value /= KIB
-    return f"{value:.3g} EiB"
+    return f"{_digits(value)} EiB"
+
+
+def _digits(value: float) -> str:
+    """Three digits, or the four of 1000 to 1024; never an exponent."""
+    return f"{value:.3g}" if abs(value) < 999.5 else f"{value:.0f}"

@@ -36,5 +36,7 @@ class BlockLimits:
         for name in ("request_alignment", "memory_alignment"):
             if not is_power_of_two(getattr(self, name)):
                 raise ValueError(f"{name} must be a power of two, not {getattr(self, name)}")
-        if self.transfer_max < self.request_alignment or self.transfer_max % self.request_alignment:
-            raise ValueError(f"transfer_max {self.transfer_max} is no multiple of {self.request_alignment}")
+        for name in ("transfer_max", "zeroes_max"):
+            length = getattr(self, name)
+            if length < self.request_alignment or length % self.request_alignment:
+                raise ValueError(f"{name} {length} is no multiple of {self.request_alignment}")

@@ -18,8 +18,8 @@ class Range(NamedTuple):
         return self.offset + self.length
 
     def overlaps(self, other: Range) -> bool:
-        """Whether the two share a byte."""
-        return self.offset < other.offset + other.length and other.offset < self.offset + self.length
+        """Whether the two share a byte; an empty range shares none."""
+        return max(self.offset, other.offset) < min(self.end, other.end)
 
     def intersect(self, other: Range) -> Range:
         """The shared part; its length is 0 where there is none."""

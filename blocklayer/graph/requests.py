@@ -1,8 +1,10 @@
 """Requests in flight on one node, and who has to wait for whom.
 
-Two overlapping requests conflict if one of them is *serialising*. A request is put on the list first and then waits
-for the conflicting requests that were there before it; nobody ever waits for a later one, so there is no deadlock and
-the order is first come, first served. Reads and plain writes never conflict: the guest asked for them in any order.
+Two overlapping requests conflict if one of them is *serialising*. A request is put on the list first and then waits for
+the conflicting requests that do not wait themselves; each time it wakes up it looks again. Nobody ever waits for one
+that waits, so there is no circle and no deadlock, also when a request becomes serialising while others wait for it, or
+when its notifier reads what they wait for. Whoever waits is woken in the order in which it began to.
+Reads and plain writes never conflict: the guest asked for them in any order.
 Between looking at the list and adding to it there is no await.
 """
 
@@ -32,7 +34,7 @@ class RequestKind(enum.Enum):
 class Request:
     """One request in flight: ``kind``, ``offset`` and ``length`` in bytes, ``flags``. Compared by identity."""
 
-    __slots__ = ("_done", "flags", "kind", "length", "offset", "serialising")
+    __slots__ = ("_done", "flags", "kind", "length", "offset", "serialising", "waiting")
 
     def __init__(
         self,
@@ -49,6 +51,8 @@ class Request:
         self.length = length
         self.flags = flags
         self.serialising = serialising
+        self.waiting = False
+        """Whether it waits for another one, which may therefore not wait for it."""
         self._done: asyncio.Future[None] | None = None
 
     def __repr__(self) -> str:
@@ -56,7 +60,7 @@ class Request:
         return f"<{self.kind.value} {self.offset}+{self.length}{' serialising' if self.serialising else ''}>"
 
     def conflicts(self, other: Request) -> bool:
-        """Whether the later of the two must wait for the earlier."""
+        """Whether the two must not run at once."""
         return (
             (self.serialising or other.serialising)
             and self.offset < other.offset + other.length
@@ -105,25 +109,25 @@ class RequestList:
         self.serialising += request.serialising
 
     async def wait_turn(self, request: Request) -> None:
-        """Wait for the conflicting requests that were there first. If cancelled, the caller still has to ``remove``."""
-        while (earlier := self._conflict_before(request)) is not None:
-            await earlier.wait_done()
+        """Wait until no conflicting request runs. If cancelled, the caller still has to ``remove``."""
+        while (other := self._conflict_of(request)) is not None:
+            request.waiting = True
+            try:
+                await other.wait_done()
+            finally:
+                request.waiting = False
 
-    def _conflict_before(self, request: Request) -> Request | None:
+    def _conflict_of(self, request: Request) -> Request | None:
         for other in self._requests:
-            if other is request:
-                return None
-            if other.conflicts(request):
+            if other is not request and not other.waiting and other.conflicts(request):
                 return other
         return None
 
     def promote(self, request: Request, offset: int, length: int) -> None:
-        """Make a tracked request serialising over ``[offset, offset + length)``; it becomes the youngest on the list.
+        """Make a tracked request serialising over ``[offset, offset + length)``.
 
         ``await wait_turn(request)`` must follow.
         """
-        del self._requests[request]
-        self._requests[request] = None
         self.serialising += not request.serialising
         request.offset, request.length, request.serialising = offset, length, True
 
@@ -140,7 +144,10 @@ class RequestList:
     def blocks(self, offset: int, length: int) -> bool:
         """Whether a plain request on the range would have to wait now."""
         return self.serialising > 0 and any(
-            other.serialising and other.offset < offset + length and offset < other.offset + other.length
+            other.serialising
+            and not other.waiting
+            and other.offset < offset + length
+            and offset < other.offset + other.length
             for other in self._requests
         )
 

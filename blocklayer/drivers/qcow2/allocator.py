@@ -182,6 +182,7 @@ class Allocator:
             self._blocks[region + number] = BlockTable(offset, block, fresh=True)
             self.table.words[region + number] = offset
             self.table.touch(region + number)
+            self._image.note_metadata(offset)
         self._clusters(first, used)
 
     async def _region(self, region: int) -> BlockTable:
@@ -236,6 +237,8 @@ class Allocator:
         self.table.offset = (first * entries + blocks) << geometry.cluster_bits
         self.table.dirty.clear()
         self._image.change_header(refcount_table_offset=self.table.offset, refcount_table_clusters=clusters)
+        self._image.note_metadata(self.table.offset, clusters)
+        self._image.forget_metadata(old_offset, old_clusters)
         self.free(old_offset, old_clusters)
 
     # -- giving back ---------------------------------------------------------------------------------------------

@@ -7,9 +7,10 @@ using the old place any more.
 from __future__ import annotations
 
 from array import array
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from blocklayer.base.errors import CorruptImageError
+from blocklayer.base.errors import CorruptImageError, IOFailedError
 from blocklayer.base.ranges import align_down, align_up, split_aligned
 from blocklayer.codec.qcow2.entries import (
     ALL_ALLOCATED,
@@ -25,6 +26,7 @@ from blocklayer.codec.qcow2.entries import (
 from blocklayer.codec.qcow2.features import Autoclear
 
 if TYPE_CHECKING:
+    from blocklayer.codec.qcow2.entries import Run
     from blocklayer.drivers.qcow2.allocator import Clusters
     from blocklayer.drivers.qcow2.dirty import WordTable
     from blocklayer.drivers.qcow2.driver import Qcow2Driver
@@ -94,11 +96,10 @@ class ClusterAllocation:
             lower = max(self.offset, start + number * geometry.cluster_size)
             upper = min(end, start + (number + 1) * geometry.cluster_size)
             bits = _bits(self._driver, lower, upper - lower)
-            if self._taken is not None:
-                if words[index]:
-                    drop(self._driver, words[index])
-                    words[index + 1] = 0
-                words[index] = encode_data(self._host + number * geometry.cluster_size)
+            if self._taken is not None and words[index]:
+                drop(self._driver, words[index])
+                words[index + 1] = 0
+            words[index] = encode_data(self._host + number * geometry.cluster_size)
             words[index + 1] = (words[index + 1] | bits) & ~(bits << 32)
             self._table.touch(index, 2)
 
@@ -174,13 +175,41 @@ async def zero_range(driver: Qcow2Driver, offset: int, length: int, *, may_unmap
 
 
 async def discard_range(driver: Qcow2Driver, offset: int, length: int) -> None:
-    """Whole clusters are dropped; over a backing node they must read as zeroes, which version 2 cannot say."""
+    """Whole clusters are dropped; over a backing node they must read as zeroes, which version 2 cannot say.
+
+    A raw data file must read like the image, so it keeps what it holds.
+    """
     if driver.geometry.version < 3 and driver.backing is not None:
         return
-    if driver.geometry.data_file:
+    if Autoclear.DATA_FILE_RAW in driver.image.header.autoclear:
         return
     for piece in split_aligned(offset, length, unit=driver.geometry.l2_coverage):
         await _change_table(driver, piece.offset, piece.length, keep_room=False, discard=True)
+    if driver.geometry.data_file and driver.pass_discard:
+        await punch(driver.image.data, offset, length)
+
+
+async def punch(child: Child, offset: int, length: int) -> None:
+    """Give the space of a range back to the file. A hint: if that fails, the space stays taken and nothing is lost."""
+    with suppress(IOFailedError):
+        await child.discard(offset, length)
+
+
+async def forget_range(driver: Qcow2Driver, offset: int, length: int) -> None:
+    """Whole clusters become unallocated: what lies behind the end of a disk that shrinks."""
+    geometry = driver.geometry
+    for piece in split_aligned(offset, length, unit=geometry.l2_coverage):
+        l1_index = piece.offset >> geometry.l1_shift
+        if await driver.l2.table(l1_index) is None:
+            continue
+        table = await driver.l2.writable_table(l1_index)
+        first = (piece.offset >> geometry.cluster_bits & geometry.l2_mask) * geometry.l2_entry_words
+        count = geometry.clusters_for(piece.length) * geometry.l2_entry_words
+        for entry in filter(None, table.words[first : first + count : geometry.l2_entry_words]):
+            drop(driver, entry)
+        table.words[first : first + count] = array("Q", bytes(8 * count))
+        table.touch(first, count)
+        driver.l2.unpin(table)
 
 
 async def _cuts_compressed(driver: Qcow2Driver, offset: int, length: int) -> bool:
@@ -194,40 +223,56 @@ async def _cuts_compressed(driver: Qcow2Driver, offset: int, length: int) -> boo
 
 
 async def _change_table(driver: Qcow2Driver, offset: int, length: int, *, keep_room: bool, discard: bool) -> None:
-    """Zero or drop a range that lies in one L2 table."""
-    geometry = driver.geometry
-    l1_index = offset >> geometry.l1_shift
+    """Zero or drop a range that lies in one L2 table, run by run: what reads as zeroes already costs nothing."""
+    l1_index = offset >> driver.geometry.l1_shift
     if driver.backing is None and await driver.l2.table(l1_index) is None:
-        return  # reads as zeroes already
+        return
     table = await driver.l2.writable_table(l1_index)
     try:
-        for piece in split_aligned(offset, length, unit=geometry.cluster_size):
-            index = piece.offset >> geometry.cluster_bits & geometry.l2_mask
-            if geometry.extended_l2:
-                whole = piece.length == geometry.cluster_size
-                bits = _bits(driver, piece.offset, piece.length)
-                _zero_extended(driver, table, index, bits, keep_room=keep_room or not whole)
-            else:
-                _zero_plain(driver, table, index, keep_room=keep_room and not discard)
+        end = offset + length
+        while offset < end:
+            run = driver.run(table, offset, end - offset)
+            through = run.mapping is Mapping.UNALLOCATED and driver.backing is not None
+            if driver.geometry.extended_l2:
+                _zero_extended_run(driver, table, offset, run, keep_room=keep_room, through=through)
+            elif through or run.mapping not in (Mapping.ZERO, Mapping.UNALLOCATED):
+                _zero_plain_run(driver, table, offset, run, keep_room=keep_room and not discard)
+            offset += run.length
     finally:
         driver.l2.unpin(table)
 
 
-def _zero_plain(driver: Qcow2Driver, table: WordTable, index: int, *, keep_room: bool) -> None:
-    entry = table.words[index]
-    found = decode_l2(driver.geometry, entry)
-    if found.mapping is Mapping.UNALLOCATED and driver.backing is None:
-        return
-    has_room = found.mapping in (Mapping.DATA, Mapping.ZERO_HOST)
-    keeps = has_room and found.copied and (keep_room or driver.geometry.data_file) and driver.geometry.version > 2
-    if keeps:
-        fresh = entry | ZERO
+def _zero_plain_run(driver: Qcow2Driver, table: WordTable, offset: int, run: Run, *, keep_room: bool) -> None:
+    """Entries of one run of whole clusters become zero clusters; version 2 has none and drops them."""
+    geometry = driver.geometry
+    first, count = offset >> geometry.cluster_bits & geometry.l2_mask, geometry.clusters_for(run.length)
+    words, has_zero = table.words, geometry.version > 2
+    if has_zero and run.mapping is not Mapping.COMPRESSED and run.copied and (keep_room or geometry.data_file):
+        if run.mapping is Mapping.ZERO_HOST:
+            return
+        fresh = array("Q", (word | ZERO for word in words[first : first + count]))
     else:
-        fresh = ZERO if driver.geometry.version > 2 else 0
-        drop(driver, entry)
-    if fresh != entry:
-        table.words[index] = fresh
-        table.touch(index)
+        if run.mapping is Mapping.COMPRESSED:
+            drop(driver, words[first])
+        elif run.mapping is not Mapping.UNALLOCATED and not geometry.data_file:
+            driver.allocator.free(run.host_offset, count)
+        fresh = array("Q", [ZERO if has_zero else 0]) * count
+    words[first : first + count] = fresh
+    table.touch(first, count)
+
+
+def _zero_extended_run(
+    driver: Qcow2Driver, table: WordTable, offset: int, run: Run, *, keep_room: bool, through: bool
+) -> None:
+    """The same with subclusters, of which a run may hold some only."""
+    if run.mapping is Mapping.ZERO or (run.mapping is Mapping.UNALLOCATED and not through):
+        return
+    geometry = driver.geometry
+    for piece in split_aligned(offset, run.length, unit=geometry.cluster_size):
+        index = piece.offset >> geometry.cluster_bits & geometry.l2_mask
+        bits = _bits(driver, piece.offset, piece.length)
+        whole = piece.length == geometry.cluster_size
+        _zero_extended(driver, table, index, bits, keep_room=keep_room or not whole)
 
 
 def _zero_extended(driver: Qcow2Driver, table: WordTable, index: int, bits: int, *, keep_room: bool) -> None:

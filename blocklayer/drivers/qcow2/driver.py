@@ -100,6 +100,7 @@ class Qcow2Driver(FormatDriver):
         if driver._writable:
             await driver.allocator.load()
             driver.l2.allocator = driver.allocator
+            driver.image.watch_metadata(driver.l2.l1.words, driver.allocator.table.words)
         return driver
 
     @classmethod

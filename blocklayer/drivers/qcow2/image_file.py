@@ -20,9 +20,10 @@ from blocklayer.base.modes import Permission
 from blocklayer.codec.qcow2.features import Incompatible
 from blocklayer.codec.qcow2.header import Header, serialize
 from blocklayer.codec.qcow2.plan import Epoch, Role, Step, plan_flush
+from blocklayer.drivers.qcow2.places import MetadataPlaces
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from blocklayer.drivers.qcow2.dirty import WordTable
     from blocklayer.graph.child import Child
@@ -39,6 +40,8 @@ class ImageFile:
         self.geometry = header.geometry
         self.sources: Callable[[], Iterator[WordTable]] = lambda: iter(())
         self.failed_mapping: CorruptImageError | None = None
+        self.places: MetadataPlaces | None = None
+        """Where metadata lie; None if no mapping can do harm (read-only, or data in a file of their own)."""
         self._header_dirty = False
         self._lock = asyncio.Lock()
 
@@ -57,6 +60,27 @@ class ImageFile:
         self.header = replace(self.header, **fields)  # type: ignore[arg-type]  # names are checked by replace
         await self.file.write(0, memoryview(serialize(self.header)))
         await self.file.flush()
+
+    def watch_metadata(self, l1: Iterable[int], refcount_table: Iterable[int]) -> None:
+        """Know from now on where metadata lie; the tables are those of the header."""
+        if self.header.has_data_file:
+            return
+        header, size = self.header, self.geometry.cluster_size
+        self.places = places = MetadataPlaces(size)
+        places.add(header.l1_table_offset, self.geometry.clusters_for(header.l1_size * 8))
+        places.add(header.refcount_table_offset, header.refcount_table_clusters)
+        places.add_tables(l1)
+        places.add_tables(refcount_table)
+
+    def note_metadata(self, offset: int, count: int = 1) -> None:
+        """``count`` clusters from ``offset`` hold tables from now on."""
+        if self.places is not None:
+            self.places.add(offset, count)
+
+    def forget_metadata(self, offset: int, count: int = 1) -> None:
+        """They do not any more."""
+        if self.places is not None:
+            self.places.remove(offset, count)
 
     async def mark_corrupt(self, error: CorruptImageError) -> None:
         """Metadata contradict each other: refuse writes from now on, and tell whoever opens the image next."""

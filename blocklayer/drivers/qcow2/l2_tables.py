@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 TABLES_MIN: Final = 4
 """Fewest tables to keep, however small the cache: a request may need several at once."""
 
-OVERLAP_TABLES_MAX: Final = 65536
-"""Above this many L2 tables (32 TiB with 64 KiB clusters) their places are not compared with data clusters any more."""
-
 
 class L2Tables:
     """The mapping tables of one image; ``allocator`` is None while it is read-only."""
@@ -75,24 +72,10 @@ class L2Tables:
 
     def _check_overlap(self, words: array[int], l1_index: int) -> None:
         """Data clusters must not lie where metadata are, or a guest's write would change them."""
-        if not self._image.writable or self._image.header.has_data_file:
-            return
-        entries = words[:: self._geometry.l2_entry_words]
-        if not self.metadata_words().isdisjoint(entries):
-            raise CorruptImageError(f"L2 table {l1_index} maps guest data onto metadata of the image")
-
-    def metadata_words(self) -> set[int]:
-        """L2 entries that would mean a metadata cluster."""
-        header, size = self._image.header, self._geometry.cluster_size
-        places = set(range(header.l1_table_offset, header.l1_table_offset + header.l1_size * 8, size))
-        table_end = header.refcount_table_offset + header.refcount_table_clusters * size
-        places.update(range(header.refcount_table_offset, table_end, size))
-        used = [word for word in self.l1.words if word]
-        if len(used) <= OVERLAP_TABLES_MAX:
-            places.update(word & ~COPIED for word in used)
-        if self.allocator is not None:
-            places.update(word for word in self.allocator.table.words if word)
-        return {place | COPIED for place in places} | (places - {0}) | {COPIED}
+        if self._image.places is not None:
+            step = self._geometry.l2_entry_words
+            if self._image.places.meet(words if step == 1 else words[::step]):
+                raise CorruptImageError(f"L2 table {l1_index} maps guest data onto metadata of the image")
 
     async def writable_table(self, l1_index: int) -> WordTable:
         """The L2 table, pinned, made or copied if need be. Give it to ``unpin`` afterwards."""
@@ -104,6 +87,7 @@ class L2Tables:
                 old = table.offset
                 del self.cached[l1_index]
                 table = await self._place(l1_index, table.words)
+                self._image.forget_metadata(old)
                 if self.allocator is not None:
                     self.allocator.free(old, 1)
             table.pins += 1
@@ -116,6 +100,7 @@ class L2Tables:
         await self._make_room()
         clusters = await self.allocator.take(1)
         table = self.cached[l1_index] = WordTable(Role.MAPPING, clusters.offset, words, fresh=True)
+        self._image.note_metadata(clusters.offset)
         self.l1.words[l1_index] = encode_l1(clusters.offset)
         self.l1.touch(l1_index)
         return table

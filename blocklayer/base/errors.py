@@ -77,6 +77,15 @@ class BlockError(Exception):
             parts.append(f"(at {self.offset:#x}" + (f"+{self.length})" if self.length is not None else ")"))
         return " ".join(parts)
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Copies, and errors of other processes, keep every field: also those that OSError holds outside ``__dict__``."""
+        outside = {name: getattr(self, name) for name in ("args", "errno", "filename") if hasattr(self, name)}
+        return _blank, (type(self),), vars(self) | outside
+
+
+def _blank(kind: type[BlockError]) -> BlockError:
+    return kind.__new__(kind)
+
 
 class UsageError(BlockError, ValueError):
     """The caller asked for something impossible; nothing was touched."""

@@ -18,10 +18,10 @@ from time import perf_counter
 from typing import TYPE_CHECKING, TypeVar
 
 from blocklayer.base.buffers import ZEROES, aligned_buffer, is_zero
-from blocklayer.base.errors import BlockError, OutOfRangeError, ReadOnlyError, StateError
+from blocklayer.base.errors import BlockError, OptionError, OutOfRangeError, ReadOnlyError, StateError
 from blocklayer.base.modes import DetectZeroes, DiscardMode, Preallocation, WriteFlags
 from blocklayer.base.ranges import Range, split
-from blocklayer.base.units import KIB
+from blocklayer.base.units import KIB, SIZE_MAX
 from blocklayer.graph.requests import Request, RequestKind, RequestList
 from blocklayer.graph.statistics import Statistics
 
@@ -270,6 +270,8 @@ class RequestPath:
     async def truncate(self, size: int, preallocation: Preallocation = Preallocation.OFF) -> None:
         """Change the size; waits for, and holds off, all requests on what is cut or added."""
         self._check_write(0, 0, grow=False)
+        if not 0 <= size <= SIZE_MAX:
+            raise OptionError(f"a size is 0 to {SIZE_MAX} bytes, not {size}", node=self.name)
         old = self.driver.size
         start = min(old, size)
         request = Request(RequestKind.TRUNCATE, start, max(old, size) - start, serialising=True)

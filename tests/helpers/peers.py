@@ -49,8 +49,8 @@ def qemu_io(path: Path | str, *commands: str, format: str = "qcow2", read_only: 
     return text
 
 
-def qemu_check(path: Path | str) -> dict[str, Any]:
+def qemu_check(path: Path | str, *, folder: Path | None = None) -> dict[str, Any]:
     """The result of ``qemu-img check``, which found neither leaks nor corruptions."""
-    result: dict[str, Any] = json.loads(qemu_img("check", "--output", "json", "-f", "qcow2", path))
+    result: dict[str, Any] = json.loads(qemu_img("check", "--output", "json", "-f", "qcow2", path, folder=folder))
     assert {"leaks", "corruptions"}.isdisjoint(result), result
     return result

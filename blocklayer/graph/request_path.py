@@ -332,7 +332,8 @@ class RequestPath:
     def _check_write(self, offset: int, length: int, *, grow: bool) -> None:
         if self._read_only:
             raise ReadOnlyError("it was opened read-only", node=self.name, offset=offset, length=length)
-        if self.closed or offset < 0 or (offset + length > self.driver.size and not (grow and self.driver.growable)):
+        end = offset + length
+        if self.closed or not 0 <= offset <= end or (end > self.driver.size and not (grow and self.driver.growable)):
             self._check_range(offset, length)
 
 

@@ -34,10 +34,8 @@ class GracePeriods:
 
     def close(self) -> int:
         """Something was freed: answers the generation that must have ended before it may be used again."""
-        closed = self._generation
-        if closed in self._active:
-            self._generation += 1
-        return closed
+        self._generation += 1
+        return self._generation - 1
 
     def has_ended(self, generation: int) -> bool:
         """Whether nobody of ``generation`` or before is left."""

@@ -75,7 +75,6 @@ OWED = {
     "blocklayer/graph/driver.py",
     "blocklayer/graph/format_driver.py",
     "blocklayer/graph/gate.py",
-    "blocklayer/graph/grace.py",
     "blocklayer/graph/graph.py",
     "blocklayer/graph/node.py",
     "blocklayer/graph/node_options.py",

@@ -145,7 +145,11 @@ def qcow2(name: str, *, open: Mapping[str, object] | None = None, **create: obje
     def options(folder: Path, size: int) -> dict[str, object]:
         return {"driver": "qcow2", "file": file_in(folder, "disk.qcow2"), **(open or {})}
 
-    can = Can.STORED | Can.SPARSE | (Can.COMPRESS if "data_file" not in create else Can.NOTHING)
+    can = Can.STORED
+    if not create.get("data_file_raw") and "preallocation" not in create:
+        can |= Can.SPARSE
+    if "data_file" not in create:
+        can |= Can.COMPRESS
     return Factory(name, options, can, create=make, grain=SECTOR)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import json
+import math
 import re
 import types
 import typing
@@ -28,6 +29,11 @@ JSON_PREFIX = "json:"
 DEPTH_MAX = 256
 """Nesting deeper than any real chain: bounds the recursion that a string can cause."""
 
+_PARTS = re.compile(r"(?:\A|,)((?:[^,]|,,)*)")
+"""From the left, two commas are one of the text: in "a=x,,,b=y" the third one ends the value "x,"."""
+
+_KEY = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*")
+
 _BOOLS = {"on": True, "yes": True, "true": True, "y": True, "off": False, "no": False, "false": False, "n": False}
 
 T = TypeVar("T")
@@ -41,7 +47,7 @@ def parse_options(text: str) -> dict[str, object]:
 def parse_json(text: str) -> dict[str, object]:
     """Parse ``json:{...}``; dotted keys are nested like in the other spelling."""
     try:
-        value = json.loads(text.removeprefix(JSON_PREFIX))
+        value = json.loads(text.removeprefix(JSON_PREFIX), object_pairs_hook=_without_duplicates)
     except (ValueError, RecursionError) as error:
         raise OptionError(f"not a json: name: {error}") from None
     if not isinstance(value, dict):
@@ -49,25 +55,35 @@ def parse_json(text: str) -> dict[str, object]:
     return nest(value)
 
 
+def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for key, value in pairs:
+        if key in found:
+            raise OptionError(f"option {key!r} is given twice")
+        found[key] = value
+    return found
+
+
 def parse_keyval(text: str) -> dict[str, object]:
-    """Parse ``key=value,key.sub=value``; a key without "=" means ``key=on``."""
+    """Parse ``key=value,key.sub=value``; a key without "=" means ``key=on``; of equal keys the last one holds."""
     flat: dict[str, object] = {}
-    for part in re.split(r"(?<!,),(?!,)", text):
+    for part in _PARTS.findall(text):
         key, equals, value = part.replace(",,", ",").partition("=")
-        if not re.fullmatch(r"[A-Za-z0-9_.-]+", key):
+        if not _KEY.fullmatch(key):
             raise OptionError(f"{part!r} in {text!r} is not key=value")
         flat[key] = value if equals else "on"
     return nest(flat)
 
 
-def nest(flat: Options) -> dict[str, object]:
+def nest(flat: Options, *, depth: int = 0) -> dict[str, object]:
     """Turn dotted keys into nested dicts: ``{"file.filename": x}`` becomes ``{"file": {"filename": x}}``."""
     tree: dict[str, object] = {}
     for dotted, raw in flat.items():
-        value = nest(raw) if isinstance(raw, Mapping) else raw
         *path, last = dotted.split(".")
-        if len(path) > DEPTH_MAX:
+        inner = depth + len(path) + 1
+        if inner > DEPTH_MAX:
             raise OptionError(f"option {dotted[:40]!r}... is nested deeper than {DEPTH_MAX}")
+        value = nest(raw, depth=inner) if isinstance(raw, Mapping) else raw
         _put(_descend(tree, path, dotted), last, value, dotted)
     return tree
 
@@ -102,6 +118,8 @@ def build(kind: type[T], options: Options) -> T:
         if name not in fields:
             known = ", ".join(sorted(fields)) or "none"
             raise OptionError(f"unknown option {key!r}; known options: {known}")
+        if name in values:
+            raise OptionError(f"option {key!r} is given twice")
         values[name] = convert(key, raw, hints[name])
     missing = [
         name
@@ -119,11 +137,11 @@ def convert(key: str, raw: object, hint: object) -> object:
         if raw is None:
             return None
         hint = next(part for part in typing.get_args(hint) if part is not types.NoneType)
-    if not isinstance(hint, type) or (isinstance(raw, hint) and not (hint is int and isinstance(raw, bool))):
+    if not isinstance(hint, type) or (isinstance(raw, hint) and hint not in (int, float)):
         return raw
     try:
         return _CONVERTERS.get(hint, _convert_other)(raw, hint)
-    except (OptionError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError):
         raise OptionError(f"option {key!r} cannot be {raw!r}; it takes {_expected(hint)}") from None
 
 
@@ -138,15 +156,18 @@ def _convert_bool(raw: object, _hint: type) -> object:
 
 
 def _convert_int(raw: object, _hint: type) -> object:
-    if not isinstance(raw, str):
+    if not isinstance(raw, str | int) or isinstance(raw, bool):
         raise TypeError(raw)
     return parse_size(raw)
 
 
 def _convert_float(raw: object, _hint: type) -> object:
-    if not isinstance(raw, str | int) or isinstance(raw, bool):
+    if not isinstance(raw, str | int | float) or isinstance(raw, bool):
         raise TypeError(raw)
-    return float(raw)
+    value = float(raw)
+    if not math.isfinite(value):
+        raise ValueError(raw)
+    return value
 
 
 def _convert_str(raw: object, _hint: type) -> object:

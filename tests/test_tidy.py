@@ -39,7 +39,6 @@ OWED = {
     "blocklayer/aio/rate_limit.py",
     "blocklayer/aio/task_pool.py",
     "blocklayer/aio/threads.py",
-    "blocklayer/base/options.py",
     "blocklayer/cli/backup.py",
     "blocklayer/cli/check.py",
     "blocklayer/cli/common.py",

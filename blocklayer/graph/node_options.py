@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from blocklayer.base.errors import OptionError
 from blocklayer.base.modes import CacheMode, DetectZeroes, DiscardMode
-from blocklayer.base.options import build
+from blocklayer.base.options import build, convert
 
 if TYPE_CHECKING:
     from blocklayer.base.options import Options
@@ -68,9 +68,10 @@ def _cache_word(value: object) -> object:
     """QEMU's ``cache.direct`` and ``cache.no-flush`` as the word for both; a word passes through."""
     if not isinstance(value, dict):
         return value
-    flags = {str(key).replace("-", "_"): str(flag).lower() in ("on", "true", "yes") for key, flag in value.items()}
-    if unknown := flags.keys() - {"direct", "no_flush"}:
+    words = {str(key).replace("-", "_"): flag for key, flag in value.items()}
+    if unknown := words.keys() - {"direct", "no_flush"}:
         raise OptionError(f"unknown option 'cache.{unknown.pop()}'; known: direct, no-flush")
+    flags = {key: convert(f"cache.{key}", flag, bool) for key, flag in words.items()}
     if flags.get("no_flush"):
         if flags.get("direct"):
             raise OptionError("cache.direct and cache.no-flush cannot be combined")

@@ -66,6 +66,7 @@ class ThreadEngine(Engine):
         self._queue: SimpleQueue[list[_Operation] | None] = SimpleQueue()
         self._collected: list[_Operation] = []
         self._in_flight = 0
+        self._batches = 0  # handed over and not completed: each may be blocking a thread
         self._workers = workers
         self._threads: list[threading.Thread] = []
         self._idle: asyncio.Event = asyncio.Event()
@@ -161,9 +162,11 @@ class ThreadEngine(Engine):
                 small.append(operation)
             else:
                 self._queue.put([operation])
+                self._batches += 1
         if small:
             self._queue.put(small)
-        while len(self._threads) < min(self._workers, len(collected)):
+            self._batches += 1
+        while len(self._threads) < min(self._workers, self._batches):
             thread = threading.Thread(target=self._work, name="blocklayer-io", daemon=True)
             self._threads.append(thread)
             thread.start()
@@ -182,12 +185,15 @@ class ThreadEngine(Engine):
 
     def _complete(self, results: list[tuple[_Operation, object, BaseException | None]]) -> None:
         """Back in the event loop: give a whole batch its results."""
+        self._batches -= 1
         for operation, result, error in results:
             operation.result, operation.error = result, error
             future = operation.future
             if not future.done():
                 if error is None:
                     future.set_result(result)
+                elif isinstance(error, StopIteration):  # no future takes it
+                    future.set_exception(RuntimeError(f"{operation.function} raised StopIteration"))
                 else:
                     future.set_exception(error)
             elif operation.drained is not None and not operation.drained.done():

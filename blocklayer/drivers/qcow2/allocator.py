@@ -141,12 +141,19 @@ class Allocator:
                 position = (region + 1) * entries
 
     def _take(self, region: int, table: BlockTable, index: int, count: int) -> Clusters:
+        first = region * self._geometry.refcount_block_entries + index
+        self._check_place(first, count)
         table.block.add(index, count, 1)
         table.touch_counters(index, count)
-        first = region * self._geometry.refcount_block_entries + index
         if first <= self._next:
             self._next = first + count
         return self._clusters(first, count)
+
+    def _check_place(self, first: int, count: int) -> None:
+        """A cluster that counts as free must not hold metadata; then refcounts cannot be trusted."""
+        if not first or self._image.holds_metadata(first << self._geometry.cluster_bits, count):
+            offset = first << self._geometry.cluster_bits
+            raise CorruptImageError("the refcounts say that clusters with metadata are free", offset=offset)
 
     def _clusters(self, first: int, count: int) -> Clusters:
         offset = first << self._geometry.cluster_bits
@@ -193,9 +200,11 @@ class Allocator:
             if (region + 1) * self._geometry.refcount_block_coverage > self._geometry.host_size_max:
                 raise NoSpaceError("the image has reached its largest size", errno=27)
             self._lay_out(region, 1, 1)
+            await self._make_room(region)
         return await self._block(region)
 
     async def _block(self, region: int) -> BlockTable:
+        """A block that exists. Under the lock: two loads of one block at once would be two truths."""
         cached = self._blocks.get(region)
         if cached is not None:
             return cached
@@ -203,13 +212,23 @@ class Allocator:
         if offset & self._geometry.cluster_mask or not offset:
             raise CorruptImageError(f"refcount table entry {region} is {offset:#x}, which is no cluster")
         data = await self._image.file.read(offset, self._geometry.cluster_size)
-        loaded = self._blocks.setdefault(region, BlockTable(offset, RefcountBlock(self._geometry.refcount_order, data)))
-        if len(self._blocks) > self._blocks_max:
-            for key, table in list(self._blocks.items()):
-                if table.can_be_dropped and key != region:
-                    del self._blocks[key]
-                    break
-        return loaded
+        table = self._blocks[region] = BlockTable(offset, RefcountBlock(self._geometry.refcount_order, data))
+        await self._make_room(region)
+        return table
+
+    async def _make_room(self, needed: int) -> None:
+        """Keep to the cache's size: forget blocks that the file holds; if too many are dirty, let a flush write them."""
+        self._forget_clean(needed)
+        if len(self._blocks) > 2 * self._blocks_max:
+            await self._image.flush()
+            self._forget_clean(needed)
+
+    def _forget_clean(self, needed: int) -> None:
+        surplus = len(self._blocks) - self._blocks_max
+        if surplus > 0:
+            clean = [key for key, table in self._blocks.items() if table.can_be_dropped and key != needed]
+            for key in clean[:surplus]:
+                del self._blocks[key]
 
     async def _grow_table(self, regions: int) -> None:
         """Move the refcount table to a larger place behind everything else."""
@@ -255,7 +274,7 @@ class Allocator:
         """One more reference to the cluster at ``offset``. Raises ``LimitError`` if the count is full."""
         async with self._lock:
             region, index = self._geometry.refcount_position(offset)
-            table = await self._block(region)
+            table = await self._block_of(region)
             table.block.add(index, 1, 1)
             table.touch_counters(index, 1)
 
@@ -285,25 +304,44 @@ class Allocator:
         dropped, self._dropped = self._dropped, []
         try:
             while dropped:
-                offset, count, generation = dropped[-1]
+                offset, count, generation = dropped.pop()
                 if not self._grace.has_ended(generation):
-                    self._dropped.append(dropped.pop())
+                    self._dropped.append((offset, count, generation))
                     continue
-                if punch is not None:
-                    for start, length in await self._last_references(offset, count):
-                        await punch(start, length)
-                await self._lower(offset, count)
-                dropped.pop()
+                _, index = self._geometry.refcount_position(offset)
+                piece = min(count, self._geometry.refcount_block_entries - index)
+                if piece < count:
+                    rest = offset + (piece << self._geometry.cluster_bits)
+                    dropped.append((rest, count - piece, generation))
+                await self._settle_piece(offset, piece, generation, punch)
         finally:
             self._dropped.extend(dropped)
 
+    async def _settle_piece(
+        self, offset: int, count: int, generation: int, punch: Callable[[int, int], Awaitable[None]] | None
+    ) -> None:
+        """Lower the counts of clusters that one block counts. Counts that contradict stay: that is reported once."""
+        try:
+            if punch is not None:
+                for start, length in await self._last_references(offset, count):
+                    await punch(start, length)
+            await self._lower(offset, count)
+        except CorruptImageError:
+            raise
+        except BaseException:
+            self._dropped.append((offset, count, generation))
+            raise
+
     async def _last_references(self, offset: int, count: int) -> list[tuple[int, int]]:
-        """Runs (offset, length) of the clusters that have one reference left."""
+        """Runs (offset, length) of the clusters that have one reference left; ``count`` of them in one block."""
         runs: list[tuple[int, int]] = []
         size = self._geometry.cluster_size
-        for place in range(offset, offset + count * size, size):
-            region, index = self._geometry.refcount_position(place)
-            if (await self._block(region)).block.get(index) != 1:
+        region, index = self._geometry.refcount_position(offset)
+        async with self._lock:
+            counts = (await self._block_of(region)).block.load(index, count)
+        for number, references in enumerate(counts):
+            place = offset + number * size
+            if references != 1:
                 continue
             if runs and runs[-1][0] + runs[-1][1] == place:
                 runs[-1] = (runs[-1][0], runs[-1][1] + size)
@@ -312,15 +350,16 @@ class Allocator:
         return runs
 
     async def _lower(self, offset: int, count: int) -> None:
-        """Take one reference from each cluster."""
-        geometry = self._geometry
+        """Take one reference from each of ``count`` clusters in one block."""
+        region, index = self._geometry.refcount_position(offset)
         async with self._lock:
-            while count > 0:
-                region, index = geometry.refcount_position(offset)
-                piece = min(count, geometry.refcount_block_entries - index)
-                table = await self._block(region)
-                table.block.add(index, piece, -1)
-                table.touch_counters(index, piece)
-                self._next = min(self._next, region * geometry.refcount_block_entries + index)
-                offset += piece << geometry.cluster_bits
-                count -= piece
+            table = await self._block_of(region)
+            table.block.add(index, count, -1)
+            table.touch_counters(index, count)
+            self._next = min(self._next, region * self._geometry.refcount_block_entries + index)
+
+    async def _block_of(self, region: int) -> BlockTable:
+        """The block of clusters that are in use. Raises ``CorruptImageError`` if nothing counts them."""
+        if region >= len(self.table.words) or not self.table.words[region]:
+            raise CorruptImageError(f"clusters are in use that no refcount block counts (table entry {region})")
+        return await self._block(region)

@@ -10,7 +10,7 @@ from array import array
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from blocklayer.base.errors import CorruptImageError, IOFailedError
+from blocklayer.base.errors import IOFailedError
 from blocklayer.base.ranges import align_down, align_up, split_aligned
 from blocklayer.codec.qcow2.entries import (
     ALL_ALLOCATED,
@@ -147,15 +147,8 @@ async def _allocate_in(driver: Qcow2Driver, table: WordTable, offset: int, lengt
     if geometry.data_file:
         return ClusterAllocation(driver, table, low, high - low, host=start, taken=None)
     taken = await driver.allocator.take(geometry.clusters_for(high - start))
-    _check_place(taken)
     high = min(high, start + taken.count * geometry.cluster_size)
     return ClusterAllocation(driver, table, low, high - low, host=taken.offset, taken=taken)
-
-
-def _check_place(taken: Clusters) -> None:
-    """A cluster that counts as free must not be one of the header's; then refcounts cannot be trusted."""
-    if not taken.offset:
-        raise CorruptImageError("the refcounts say that the header's cluster is free", offset=0)
 
 
 # -- zeroes and discards -----------------------------------------------------------------------------------------

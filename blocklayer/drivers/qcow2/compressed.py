@@ -33,6 +33,8 @@ class CompressedClusters:
         self._compressor = Compressor(image.header.compression_type, image.geometry.cluster_size)
         self._cached: dict[int, bytes] = {}
         self._count_max = max(2, CACHE_BYTES // image.geometry.cluster_size)
+        self._forgotten = 0
+        """How often ``forget`` was called: what was read before it must not be cached after it."""
         self._tail = 0
         self._lock = asyncio.Lock()
 
@@ -41,16 +43,19 @@ class CompressedClusters:
         known = self._cached.get(host_offset)
         if known is not None:
             return known
+        forgotten = self._forgotten
         packed = await self._image.file.read(host_offset, length)
         cluster = await self._engine.call(self._compressor.decompress, packed, weight=self._image.geometry.cluster_size)
-        if len(self._cached) >= self._count_max:
-            del self._cached[next(iter(self._cached))]
-        self._cached[host_offset] = cluster
+        if forgotten == self._forgotten:
+            if len(self._cached) >= self._count_max:
+                del self._cached[next(iter(self._cached))]
+            self._cached[host_offset] = cluster
         return cluster
 
     def forget(self) -> None:
         """Host space of compressed clusters was freed: what is cached by host offset is not to be trusted."""
         self._cached.clear()
+        self._forgotten += 1
         self._tail = 0
 
     async def compress(self, data: memoryview) -> bytes | None:
@@ -63,13 +68,18 @@ class CompressedClusters:
         """Room for ``length`` bytes: answers its host offset; every cluster it touches has one reference more."""
         size = self._image.geometry.cluster_size
         async with self._lock:
-            room = -self._tail % size
             start = self._tail
+            room = -start % size
             if not await self._share_tail(allocator, room):
                 room = 0
             missing = div_round_up(length - room, size) if length > room else 0
             if missing:
-                clusters = await allocator.take_exactly(missing)
+                try:
+                    clusters = await allocator.take_exactly(missing)
+                except BaseException:
+                    if room:
+                        allocator.untake(start - start % size, 1)
+                    raise
                 if room and clusters.offset != start + room:
                     allocator.untake(start - start % size, 1)
                     room = 0

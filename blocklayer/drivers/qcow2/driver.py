@@ -10,6 +10,9 @@ Specification: docs/interop/qcow2 of QEMU. Sections are named where bits are tou
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from blocklayer.base.errors import CorruptImageError, OptionError, ReadOnlyError
@@ -38,7 +41,7 @@ from blocklayer.drivers.qcow2.repair import check_image
 from blocklayer.graph.format_driver import FormatDriver, MapKind, Mapping
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
     from collections.abc import Mapping as MappingType
     from typing import Self
 
@@ -80,6 +83,8 @@ class Qcow2Driver(FormatDriver):
         self._size = self.image.header.size
         self._writable = opened.writable
         self._marked_dirty = self.image.header.is_dirty
+        self._marking = asyncio.Lock()
+        """Held while the dirty bit is set: no write may go on before it is durable."""
         self.image.sources = self._tables
         # What try_map needs, without a detour over other objects
         self._data = self.image.data
@@ -143,8 +148,10 @@ class Qcow2Driver(FormatDriver):
         if not self._writable:
             raise ReadOnlyError("the image file was opened read-only")
         if self.lazy and not self._marked_dirty:
-            self._marked_dirty = True
-            await self.image.write_header_now(incompatible=self.image.header.incompatible | Incompatible.DIRTY)
+            async with self._marking:
+                if not self._marked_dirty:
+                    await self.image.write_header_now(incompatible=self.image.header.incompatible | Incompatible.DIRTY)
+                    self._marked_dirty = True
 
     async def flush(self) -> None:
         """Ordered write-back; with lazy refcounts these stay in memory."""
@@ -164,7 +171,17 @@ class Qcow2Driver(FormatDriver):
 
     async def _settle(self) -> None:
         """Free what was dropped durably; give its space back to the file."""
-        await self.allocator.settle(self.image.file.discard if self.pass_discard else None)
+        async with self.judged():
+            await self.allocator.settle(partial(changes.punch, self.image.file) if self.pass_discard else None)
+
+    @asynccontextmanager
+    async def judged(self) -> AsyncIterator[None]:
+        """Metadata that turn out to contradict each other inside mark the image corrupt."""
+        try:
+            yield
+        except CorruptImageError as error:
+            await self.image.mark_corrupt(error)
+            raise
 
     async def close(self) -> None:
         """Write everything back, and clear the dirty bit."""
@@ -229,13 +246,10 @@ class Qcow2Driver(FormatDriver):
 
     async def load_map(self, offset: int, length: int) -> Mapping:
         """See ``FormatDriver.load_map``. What cannot be true marks the image corrupt."""
-        try:
+        async with self.judged():
             table = await self.l2.table(offset >> self._l1_shift)
             if table is not None:
                 return self._mapping(self.run(table, offset, length), offset)
-        except CorruptImageError as error:
-            await self.image.mark_corrupt(error)
-            raise
         coverage = self.geometry.l2_coverage
         return Mapping(MapKind.BACKING, min(length, coverage - offset % coverage))
 
@@ -252,15 +266,18 @@ class Qcow2Driver(FormatDriver):
 
     async def allocate(self, offset: int, length: int) -> ClusterAllocation:
         """See ``FormatDriver.allocate``."""
-        return await changes.allocate(self, offset, length)
+        async with self.judged():
+            return await changes.allocate(self, offset, length)
 
     async def zero_range(self, offset: int, length: int, *, may_unmap: bool) -> bool:
         """See ``FormatDriver.zero_range``."""
-        return await changes.zero_range(self, offset, length, may_unmap=may_unmap)
+        async with self.judged():
+            return await changes.zero_range(self, offset, length, may_unmap=may_unmap)
 
     async def discard_range(self, offset: int, length: int) -> None:
         """See ``FormatDriver.discard_range``."""
-        await changes.discard_range(self, offset, length)
+        async with self.judged():
+            await changes.discard_range(self, offset, length)
 
     async def write_compressed(self, offset: int, data: memoryview) -> None:
         """Store one cluster compressed, or plain if that is not smaller."""
@@ -274,7 +291,7 @@ class Qcow2Driver(FormatDriver):
         if packed is None:
             await self.write(offset, data, WriteFlags.NONE)
             return
-        async with self._locks.hold(align_down(offset, self.unit), self.unit):
+        async with self._locks.hold(align_down(offset, self.unit), self.unit), self.judged():
             await changes.store_compressed(self, offset, packed)
 
     async def truncate(self, size: int, preallocation: Preallocation) -> None:

@@ -12,10 +12,11 @@ After an error the epochs that were not completed are marked dirty again; comple
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from blocklayer.base.errors import CorruptImageError
+from blocklayer.base.errors import CorruptImageError, IOFailedError
 from blocklayer.base.modes import Permission
 from blocklayer.codec.qcow2.features import Incompatible
 from blocklayer.codec.qcow2.header import Header, serialize
@@ -43,7 +44,9 @@ class ImageFile:
         self.places: MetadataPlaces | None = None
         """Where metadata lie; None if no mapping can do harm (read-only, or data in a file of their own)."""
         self._header_dirty = False
+        self._header_on_disk = header
         self._lock = asyncio.Lock()
+        """Held by whoever writes the header: a flush, or ``write_header_now``."""
 
     @property
     def writable(self) -> bool:
@@ -56,10 +59,16 @@ class ImageFile:
         self._header_dirty = True
 
     async def write_header_now(self, **fields: object) -> None:
-        """Change header fields that nothing else depends on (feature bits), durably."""
-        self.header = replace(self.header, **fields)  # type: ignore[arg-type]  # names are checked by replace
-        await self.file.write(0, memoryview(serialize(self.header)))
-        await self.file.flush()
+        """Change header fields that nothing else depends on (feature bits), durably.
+
+        Other changes go on waiting for their flush: what they point to may not be written yet.
+        """
+        async with self._lock:
+            self.header = replace(self.header, **fields)  # type: ignore[arg-type]  # names are checked by replace
+            on_disk = replace(self._header_on_disk, **fields)  # type: ignore[arg-type]  # as above
+            await self.file.write(0, memoryview(serialize(on_disk)))
+            self._header_on_disk = on_disk
+            await self.file.flush()
 
     def watch_metadata(self, l1: Iterable[int], refcount_table: Iterable[int]) -> None:
         """Know from now on where metadata lie; the tables are those of the header."""
@@ -82,12 +91,17 @@ class ImageFile:
         if self.places is not None:
             self.places.remove(offset, count)
 
+    def holds_metadata(self, offset: int, count: int) -> bool:
+        """Whether one of ``count`` clusters from ``offset`` is known to hold tables."""
+        return self.places is not None and self.places.overlap(offset, count)
+
     async def mark_corrupt(self, error: CorruptImageError) -> None:
         """Metadata contradict each other: refuse writes from now on, and tell whoever opens the image next."""
         if self.failed_mapping is None:
             self.failed_mapping = error
             if self.writable and self.header.version > 2:
-                await self.write_header_now(incompatible=self.header.incompatible | Incompatible.CORRUPT)
+                with suppress(IOFailedError):  # the error that is reported is the corruption
+                    await self.write_header_now(incompatible=self.header.incompatible | Incompatible.CORRUPT)
 
     def check_usable(self) -> None:
         """Raise ``CorruptImageError`` if writing could make things worse."""
@@ -98,9 +112,10 @@ class ImageFile:
     # -- flush ---------------------------------------------------------------------------------------------------
 
     async def flush(self, *, with_refcounts: bool = True) -> None:
-        """Make everything that has happened so far durable."""
+        """Make everything that has happened so far durable; refcounts may wait, unless the header moves to new tables."""
         async with self._lock:
-            taken = self._take(with_refcounts=with_refcounts)
+            header = self.header
+            taken = self._take(with_refcounts=with_refcounts or self._header_dirty)
             plan = plan_flush(step for step, _ in taken)
             owners = {owner for _, owner in taken if owner is not None}
             for owner in owners:
@@ -111,6 +126,8 @@ class ImageFile:
                 for epoch in plan.epochs:
                     await self._write_epoch(epoch)
                     reached = max(step.role.epoch for step in epoch.steps)
+                    if any(step.role is Role.HEADER for step in epoch.steps):
+                        self._header_on_disk = header
             except BaseException:
                 self._restore([(step, owner) for step, owner in taken if step.role.epoch > reached])
                 raise

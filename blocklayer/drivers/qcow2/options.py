@@ -22,4 +22,3 @@ class Qcow2Options:
     refcount_cache_size: int = REFCOUNT_CACHE_DEFAULT
     lazy_refcounts: bool | None = None
     pass_discard_request: bool = True
-    ignore_corrupt: bool = False

@@ -50,3 +50,8 @@ class MetadataPlaces:
     def meet(self, entries: Iterable[int]) -> bool:
         """Whether one of the L2 ``entries`` points to metadata."""
         return not self._words.isdisjoint(entries)
+
+    def overlap(self, offset: int, count: int) -> bool:
+        """Whether one of ``count`` clusters from ``offset`` holds metadata."""
+        end = offset + count * self._cluster_size
+        return not self._words.isdisjoint(range(offset | COPIED, end | COPIED, self._cluster_size))

@@ -46,7 +46,8 @@ async def _shrink(driver: Qcow2Driver, size: int, old: int) -> None:
     if size % driver.unit:
         await driver.write_zeroes(size, min(start, old) - size, WriteFlags.NONE)
     if end > start:
-        await changes.forget_range(driver, start, end - start)
+        async with driver.judged():
+            await changes.forget_range(driver, start, end - start)
     await driver.flush()
     driver.set_size(size)
     driver.image.change_header(size=size)
@@ -86,13 +87,17 @@ async def _grow_l1(driver: Qcow2Driver, size: int) -> None:
     table = driver.l2.l1
     if needed <= len(table.words):
         return
-    taken = await driver.allocator.take_exactly(geometry.clusters_for(8 * needed))
+    async with driver.judged():
+        taken = await driver.allocator.take_exactly(geometry.clusters_for(8 * needed))
     words = array("Q", table.words)
     words.extend(array("Q", bytes(8 * (needed - len(words)))))
     driver.l2.l1 = WordTable(Role.MAPPING, taken.offset, words, fresh=True)
     driver.image.change_header(l1_table_offset=taken.offset, l1_size=needed)
+    driver.image.note_metadata(taken.offset, taken.count)
     if len(table.words):
-        driver.allocator.free(table.offset, geometry.clusters_for(8 * len(table.words)))
+        old_count = geometry.clusters_for(8 * len(table.words))
+        driver.image.forget_metadata(table.offset, old_count)
+        driver.allocator.free(table.offset, old_count)
 
 
 async def _preallocate(driver: Qcow2Driver, start: int, end: int, preallocation: Preallocation) -> None:

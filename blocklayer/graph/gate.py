@@ -86,7 +86,7 @@ class Gate:
     def _allows(self, path: str, image: str | None) -> bool:
         if self.roots is None:
             return True
-        roots = list(self.roots)
+        roots = [os.path.realpath(root) for root in self.roots]
         if self.siblings and image is not None:
             roots.append(os.path.dirname(os.path.realpath(image)))
         return any(os.path.commonpath((root, path)) == root for root in roots)

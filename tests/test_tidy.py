@@ -73,7 +73,6 @@ OWED = {
     "blocklayer/graph/child.py",
     "blocklayer/graph/driver.py",
     "blocklayer/graph/format_driver.py",
-    "blocklayer/graph/gate.py",
     "blocklayer/graph/graph.py",
     "blocklayer/graph/node.py",
     "blocklayer/graph/opener.py",

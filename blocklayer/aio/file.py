@@ -47,6 +47,7 @@ class File:
         self.request_alignment = 1
         self.memory_alignment = 1
         self.lock: ImageLock | None = None
+        self._direct, self._write_through, self._no_flush = cache.direct, cache.write_through, cache.no_flush
         self._nowait = bool(_NOWAIT) and not cache.direct
         self._nowait_flag = _NOWAIT
         self._punch = self._zero_range = True
@@ -116,7 +117,7 @@ class File:
     async def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill ``buffer``; zeroes behind the end."""
         try:
-            if self.cache.direct:
+            if self._direct:
                 args = (self.fd, buffer, offset, self.memory_alignment)
                 await self.engine.call(direct.read_direct, *args, weight=len(buffer))
             else:
@@ -128,10 +129,10 @@ class File:
 
     async def write(self, offset: int, data: memoryview, *, durable: bool = False) -> None:
         """Store ``data``, extending the file if need be."""
-        durable = (durable or self.cache.write_through) and not self.cache.no_flush
+        durable = (durable or self._write_through) and not self._no_flush
         self._run = None
         try:
-            if self.cache.direct:
+            if self._direct:
                 args = (self.fd, (data,), offset, durable, self.memory_alignment)
                 await self.engine.call(direct.write_direct, *args, weight=len(data))
             else:
@@ -161,7 +162,7 @@ class File:
         self._run = None
         if offset + length > self.size:
             await self._extend(offset + length)
-        if durable or self.cache.write_through:
+        if durable or self._write_through:
             await self.flush()
 
     async def discard(self, offset: int, length: int) -> None:
@@ -219,7 +220,7 @@ class File:
 
     async def flush(self) -> None:
         """Make completed writes durable; nothing in cache mode "unsafe"."""
-        if self.cache.no_flush or self.read_only:
+        if self._no_flush or self.read_only:
             return
         if self._failed_flush is not None:
             raise self._failed_flush

@@ -42,7 +42,7 @@ class Owner(Protocol):
 class Child:
     """One edge. ``role`` is the owner's word for it: "file", "backing", "source", "target"."""
 
-    __slots__ = ("_resize", "needs", "node", "owner", "role", "shares")
+    __slots__ = ("_resize", "_writes", "needs", "node", "owner", "role", "shares")
 
     def __init__(self, owner: Owner, role: str, node: Node, needs: Permission, shares: Permission) -> None:
         """Attach to ``node``; raises ``PermissionConflictError`` if that would exclude somebody."""
@@ -52,6 +52,7 @@ class Child:
         self.needs = needs
         self.shares = shares
         self._resize = Permission.RESIZE in needs
+        self._writes = bool(needs & _WRITERS)
         node.attach(self)
 
     def __repr__(self) -> str:
@@ -96,7 +97,8 @@ class Child:
 
     async def write(self, offset: int, data: memoryview, flags: WriteFlags = WriteFlags.NONE) -> None:
         """Write all of ``data``."""
-        self._check_writer(offset)
+        if not self._writes:
+            self._check_writer(offset)
         await self.node.path.write(offset, data, flags, grow=self._resize)
 
     async def write_compressed(self, offset: int, data: memoryview, flags: WriteFlags = WriteFlags.NONE) -> None:
@@ -134,5 +136,5 @@ class Child:
         self.node.detach(self)
 
     def _check_writer(self, offset: int) -> None:
-        if not self.needs & _WRITERS:
+        if not self._writes:
             raise ReadOnlyError(f"{self.describe()} holds it for reading only", node=self.node.name, offset=offset)

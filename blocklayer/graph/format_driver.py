@@ -190,25 +190,27 @@ class FormatDriver(Driver):
 
     # -- writing -------------------------------------------------------------------------------------------------
 
-    async def write(self, offset: int, data: memoryview, flags: WriteFlags) -> None:  # noqa: ARG002 - the path flushes
+    async def write(self, offset: int, data: memoryview, flags: WriteFlags) -> None:
         """Write run by run, in place where the mapping allows it."""
         await self.prepare_write()
-        done = 0
-        while done < len(data):
-            done += await self._write_some(offset + done, data[done:])
-
-    async def _write_some(self, offset: int, data: memoryview) -> int:
-        """Write a first part of ``data``; answers its length, 0 if it has to be tried again."""
-        token = self.grace.enter()
-        try:
-            mapping = await self.map(offset, len(data))
-            if mapping.in_place and mapping.child is not None:
-                await mapping.child.write(mapping.host_offset, data[: mapping.length])
-                return mapping.length
-        finally:
-            self.grace.leave(token)
-        length = min(len(data), max(ALLOCATE_MAX, self.unit) - offset % self.unit)
-        return await self._write_allocating(offset, data[:length])
+        grace = self.grace
+        while length := len(data):
+            token = grace.enter()
+            try:
+                mapping = self.try_map(offset, length) or await self.load_map(offset, length)
+                if mapping.in_place and mapping.child is not None:
+                    done = mapping.length
+                    await mapping.child.write(mapping.host_offset, data if done == length else data[:done])
+                else:
+                    done = 0
+            finally:
+                grace.leave(token)
+            if not done:
+                reach = min(length, max(ALLOCATE_MAX, self.unit) - offset % self.unit)
+                done = await self._write_allocating(offset, data[:reach])
+            if done == length:
+                return
+            offset, data = offset + done, data[done:]
 
     async def _write_allocating(self, offset: int, data: memoryview) -> int:
         start = align_down(offset, self.unit)

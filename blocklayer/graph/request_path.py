@@ -14,6 +14,7 @@ Invariants
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, TypeVar
 
@@ -130,7 +131,9 @@ class RequestPath:
             await self.write_zeroes(offset, length, (flags & ~WriteFlags.NO_FALLBACK) | unmap, grow=grow)
             return
         request = Request(RequestKind.WRITE, offset, length, flags)
-        await self._run_write(request, self.statistics.write, self._write_aligned, data)
+        simple = self._aligned and length <= self._transfer_max
+        action = self.driver.write if simple else partial(self._write_aligned, request)
+        await self._run_write(request, self.statistics.write, action, data)
 
     async def write_compressed(self, offset: int, data: memoryview, flags: WriteFlags = _NO_FLAGS) -> None:
         """Write one cluster compressed; the driver checks that it is one."""
@@ -149,7 +152,7 @@ class RequestPath:
         if self.options.discard is DiscardMode.IGNORE:
             flags &= ~WriteFlags.MAY_UNMAP
         request = Request(RequestKind.WRITE_ZEROES, offset, length, flags)
-        await self._run_write(request, self.statistics.write_zeroes, self._zero_aligned, length)
+        await self._run_write(request, self.statistics.write_zeroes, partial(self._zero_aligned, request), length)
 
     async def discard(self, offset: int, length: int) -> None:
         """Drop the range's content, if the node passes discards on; notifiers run in any case."""
@@ -162,7 +165,7 @@ class RequestPath:
         self,
         request: Request,
         counters: OperationCounters,
-        action: Callable[[Request, int, T, WriteFlags], Awaitable[None]],
+        action: Callable[[int, T, WriteFlags], Awaitable[None]],
         what: T,
     ) -> None:
         """Track, notify, wait for the request's turn, act, count. ``what`` is the data, or a length."""
@@ -181,7 +184,7 @@ class RequestPath:
             elif requests.serialising:
                 await requests.wait_turn(request)
             try:
-                await action(request, offset, what, passed)
+                await action(offset, what, passed)
             finally:
                 self._write_generation += 1
         except BlockError as error:
@@ -202,9 +205,6 @@ class RequestPath:
         return passed
 
     async def _write_aligned(self, request: Request, offset: int, data: memoryview, flags: WriteFlags) -> None:
-        if self._aligned and len(data) <= self._transfer_max:
-            await self.driver.write(offset, data, flags)
-            return
         if not self._aligned:
             alignment = self.driver.limits.request_alignment
             outer = Range(offset, len(data)).aligned_out(alignment)
@@ -230,7 +230,7 @@ class RequestPath:
         merged[start : start + len(data)] = data
         return merged
 
-    async def _write_compressed(self, _request: Request, offset: int, data: memoryview, _flags: WriteFlags) -> None:
+    async def _write_compressed(self, offset: int, data: memoryview, _flags: WriteFlags) -> None:
         await self.driver.write_compressed(offset, data)
 
     async def _zero_aligned(self, request: Request, offset: int, length: int, flags: WriteFlags) -> None:
@@ -245,7 +245,7 @@ class RequestPath:
         data = ZEROES[: edge.length]
         await self._write_aligned(request, edge.offset, data, flags & WriteFlags.FUA)
 
-    async def _discard_aligned(self, _request: Request, offset: int, length: int, _flags: WriteFlags) -> None:
+    async def _discard_aligned(self, offset: int, length: int, _flags: WriteFlags) -> None:
         if self.options.discard is DiscardMode.IGNORE:
             return
         inner = Range(offset, length).aligned_in(self.driver.limits.request_alignment)

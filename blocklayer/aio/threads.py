@@ -141,7 +141,6 @@ class ThreadEngine(Engine):
     async def _let_go(self, operation: _Operation) -> None:
         """The caller was cancelled: take the operation back if that is possible, else wait until its thread is done."""
         if not operation.handed_over:
-            self._collected.remove(operation)
             self._finished()
             return
         while operation.error is None and operation.result is _PENDING:
@@ -156,6 +155,8 @@ class ThreadEngine(Engine):
         collected, self._collected = self._collected, []
         small: list[_Operation] = []
         for operation in collected:
+            if operation.future.done():  # cancelled in this tick
+                continue
             operation.handed_over = True
             operation.result = _PENDING
             if operation.weight < LARGE:
@@ -181,7 +182,7 @@ class ThreadEngine(Engine):
                 except BaseException as error:  # noqa: BLE001 - every outcome belongs to the caller
                     results.append((operation, None, error))
             self._loop.call_soon_threadsafe(self._complete, results)
-            del batch, results
+            del batch, results, operation  # an idle thread keeps no buffer alive
 
     def _complete(self, results: list[tuple[_Operation, object, BaseException | None]]) -> None:
         """Back in the event loop: give a whole batch its results."""

@@ -29,7 +29,6 @@ OWED = {
     "blocklayer/__main__.py",
     "blocklayer/aio/clock.py",
     "blocklayer/aio/direct.py",
-    "blocklayer/aio/engine.py",
     "blocklayer/aio/fallocate.py",
     "blocklayer/aio/file.py",
     "blocklayer/aio/leaky_bucket.py",

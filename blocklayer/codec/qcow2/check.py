@@ -68,7 +68,7 @@ def check(header: Header, *, file_size: int) -> Check:
     """
     geometry = header.geometry
     length = header.refcount_table_clusters << header.cluster_bits
-    refcount_table = yield from _table(header.refcount_table_offset, length)
+    refcount_table = yield from read_table(header.refcount_table_offset, length)
     result = CheckResult(header, file_size, ReferenceMap(), refcount_table)
     result.total_clusters = geometry.clusters_for(header.size)
     walk = _Walk(header, geometry, file_size, result)
@@ -82,7 +82,7 @@ def check(header: Header, *, file_size: int) -> Check:
     return result
 
 
-def _table(offset: int, length: int) -> Generator[ReadRequest, bytes, array[int]]:
+def read_table(offset: int, length: int) -> Generator[ReadRequest, bytes, array[int]]:
     """A table of words, with zeroes where the file has ended."""
     data = yield ReadRequest(offset, length)
     return load_table(data[:length].ljust(length, b"\0"))
@@ -117,7 +117,7 @@ class _Walk:
 
     def active(self) -> _Reading:
         """The active L1 table and all L2 tables, then those of which only snapshots know."""
-        entries = yield from _table(self.header.l1_table_offset, self.header.l1_size * WORD)
+        entries = yield from read_table(self.header.l1_table_offset, self.header.l1_size * WORD)
         index = 0
         while index < len(entries):
             if not entries[index]:
@@ -126,7 +126,7 @@ class _Walk:
             index += yield from self._active_run(entries, index)
         for offset, times in sorted(self.inactive.items()):
             if self.refer(offset, self.geometry.cluster_size, times=times, mark=Mark.TABLE):
-                words = yield from _table(offset, self.geometry.cluster_size)
+                words = yield from read_table(offset, self.geometry.cluster_size)
                 self._l2_table(words, offset, times=times, is_active=False)
         self.inactive.clear()
 
@@ -273,7 +273,7 @@ class _Walk:
             ):
                 self.result.broken.add(snapshot.l1_offset, "a snapshot's L1 table is misplaced")
                 continue
-            entries = yield from _table(snapshot.l1_offset, length)
+            entries = yield from read_table(snapshot.l1_offset, length)
             for entry in entries:
                 if entry:
                     self._inactive_table(entry)
@@ -313,7 +313,7 @@ class _Walk:
             length = bitmap.table_size * WORD
             if not self.refer(bitmap.table_offset, length, mark=Mark.OWN):
                 continue
-            entries = yield from _table(bitmap.table_offset, length)
+            entries = yield from read_table(bitmap.table_offset, length)
             for entry in entries:
                 offset = entry & OFFSET_MASK
                 if entry & BITMAP_RESERVED or offset & self.geometry.cluster_mask or (offset and entry & 1):

@@ -37,7 +37,7 @@ def compare_counts(result: CheckResult) -> Generator[ReadRequest, bytes, None]:
         count = min(geometry.refcount_block_entries, clusters - first)
         if count <= 0:
             continue
-        block = yield from _load(result, index)
+        block = yield from load_block(result, index)
         _compare_block(result, block, index, first, count)
 
 
@@ -47,7 +47,8 @@ def _block_indices(result: CheckResult) -> list[int]:
     return sorted(existing | result.references.used_ranges(result.header.geometry.refcount_block_entries))
 
 
-def _load(result: CheckResult, index: int) -> Generator[ReadRequest, bytes, RefcountBlock]:
+def load_block(result: CheckResult, index: int) -> Generator[ReadRequest, bytes, RefcountBlock]:
+    """A refcount block as it stands in the file; zeroes where there is none."""
     cluster = result.header.cluster_size
     offset = result.refcount_table[index] if index < len(result.refcount_table) else 0
     data = bytes(cluster)
@@ -73,6 +74,7 @@ def _compare_block(result: CheckResult, block: RefcountBlock, index: int, first:
     text = "the COPIED flag does not fit the refcount"
     for position in _wrong_flags(marks, actual):
         result.counts.add((first + position) << result.header.cluster_bits, text)
+        result.stale_flags += 1
     for position in _wrong_flags(marks, expected):
         result.flags.add((first + position) << result.header.cluster_bits, text)
 

@@ -50,6 +50,7 @@ class CheckResult:
     ``broken``  tables that break the format, or overlap: no repair of refcounts makes such an image safe
     ``counts``  clusters whose refcount is too low, and COPIED flags that do not fit the refcounts
     ``flags``   COPIED flags that do not fit the references either: recomputing refcounts does not repair these
+    ``stale_flags``  how many of ``counts`` are COPIED flags
     ``leaks``   clusters whose refcount is too high
     """
 
@@ -61,6 +62,7 @@ class CheckResult:
     counts: Findings = field(default_factory=Findings)
     flags: Findings = field(default_factory=Findings)
     leaks: Findings = field(default_factory=Findings)
+    stale_flags: int = 0
     rebuild: bool = False
     mismatched_blocks: set[int] = field(default_factory=set)
     total_clusters: int = 0
@@ -73,6 +75,11 @@ class CheckResult:
     def corruptions(self) -> int:
         """Everything but leaks; ``flags`` are among ``counts`` already, unless a wrong refcount hides them."""
         return self.broken.count + self.counts.count
+
+    @property
+    def repairable(self) -> int:
+        """Corruptions that right refcounts and COPIED flags would leave none of."""
+        return self.counts.count - self.stale_flags + self.flags.count
 
     @property
     def is_clean(self) -> bool:

@@ -1,10 +1,12 @@
-"""Repair of refcounts from the references that a check found. Layer ``codec``: pure.
+"""Repair of refcounts and COPIED flags from the references that a check found. Layer ``codec``: pure.
 
-Two ways, chosen from the result: wrong blocks are rewritten where they are; where a block is missing, misplaced or
-shared, a whole new refcount structure is laid out behind the end of the image, and the header switches to it.
+    plan_flags   COPIED flags of the active tables that contradict the references; to be done first
+    plan_repair  refcounts: wrong blocks are rewritten where they are; where a block is missing, misplaced or shared, a
+                 whole new refcount structure is laid out behind the end of the image, and the header switches to it
+    plan_leaks   refcounts that are too high, and nothing else
 
-Only refcounts are repaired. An image whose mappings are broken, or whose COPIED flags contradict the references, is
-refused: writing to it would destroy data whatever its refcounts say.
+An image whose mappings are broken is refused: writing to it would destroy data whatever its refcounts say.
+The plans that read are generators like ``check``: they yield ``ReadRequest`` and are sent bytes.
 """
 
 from __future__ import annotations
@@ -15,16 +17,19 @@ from typing import TYPE_CHECKING
 
 from blocklayer.base.errors import CorruptImageError, LimitError
 from blocklayer.base.ranges import div_round_up
-from blocklayer.codec.qcow2.entries import dump_table
+from blocklayer.codec.qcow2.check import read_table
+from blocklayer.codec.qcow2.check_counts import load_block
+from blocklayer.codec.qcow2.check_result import Findings
+from blocklayer.codec.qcow2.entries import COMPRESSED, COPIED, OFFSET_MASK, dump_table
 from blocklayer.codec.qcow2.geometry import WORD
 from blocklayer.codec.qcow2.plan import Role, Step
 from blocklayer.codec.qcow2.refcounts import RefcountBlock
 from blocklayer.codec.qcow2.references import MANY
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
 
-    from blocklayer.codec.qcow2.check_result import CheckResult
+    from blocklayer.codec.qcow2.check_result import CheckResult, ReadRequest
     from blocklayer.codec.qcow2.header import Header
 
 
@@ -56,8 +61,9 @@ def plan_repair(result: CheckResult) -> RepairPlan | None:
     A rebuild takes ``result`` over: it then describes the image as it will be, and a second call answers None.
     Raises ``CorruptImageError`` for an image that this cannot make safe, ``LimitError`` for one that is too large.
     """
-    if result.broken.count or result.flags.count:
-        first = (result.broken.described or result.flags.described)[0]
+    _refuse_broken(result)
+    if result.flags.count:
+        first = result.flags.described[0]
         raise CorruptImageError(f"cannot repair refcounts: {first.text}", offset=first.offset)
     table = result.refcount_table
     missing = [index for index in result.mismatched_blocks if index >= len(table) or not table[index]]
@@ -67,6 +73,62 @@ def plan_repair(result: CheckResult) -> RepairPlan | None:
         return None
     blocks = {index: table[index] for index in sorted(result.mismatched_blocks)}
     return RepairPlan(result.header, result.file_size, result, blocks)
+
+
+def _refuse_broken(result: CheckResult) -> None:
+    if result.broken.count:
+        first = result.broken.described[0]
+        raise CorruptImageError(f"cannot repair refcounts: {first.text}", offset=first.offset)
+
+
+def plan_leaks(result: CheckResult) -> Generator[ReadRequest, bytes, list[Step]]:
+    """Lower what is too high, and leave what is too low. Raises ``CorruptImageError`` where references are not certain."""
+    _refuse_broken(result)
+    if result.rebuild:
+        raise CorruptImageError("cannot free leaked clusters: the refcount structure has to be rebuilt; repair all")
+    steps: list[Step] = []
+    for index in sorted(result.mismatched_blocks):
+        if index >= len(result.refcount_table) or not result.refcount_table[index]:
+            continue
+        block = yield from load_block(result, index)
+        first = index * len(block)
+        before = bytes(block.data)
+        for position, refcount in enumerate(block.load(0, len(block))):
+            if refcount > (references := result.references.get(first + position)):
+                block.set(position, references)
+        if block.data != before:
+            steps.append(Step(Role.REFCOUNT_LOWER, result.refcount_table[index], bytes(block.data)))
+    return steps
+
+
+def plan_flags(result: CheckResult) -> Generator[ReadRequest, bytes, list[Step]]:
+    """COPIED where there is exactly one reference, in the active L1 table and the L2 tables below it.
+
+    Takes ``result`` over: its ``flags`` are empty afterwards. Raises ``CorruptImageError`` if mappings are broken.
+    """
+    _refuse_broken(result)
+    if not result.flags.count:
+        return []
+    header = result.header
+    l1 = yield from read_table(header.l1_table_offset, header.l1_size * WORD)
+    steps = _right_flags(result, header.l1_table_offset, l1, stride=1)
+    for entry in l1:
+        if (offset := entry & OFFSET_MASK) and not header.has_data_file:  # there the flag is always set
+            words = yield from read_table(offset, header.cluster_size)
+            steps += _right_flags(result, offset, words, stride=header.geometry.l2_entry_words)
+    result.flags = Findings()
+    return steps
+
+
+def _right_flags(result: CheckResult, offset: int, words: array[int], *, stride: int) -> list[Step]:
+    """The table at ``offset`` with right flags, if it has wrong ones."""
+    right = words[:]
+    for at in range(0, len(words), stride):
+        place = words[at] & OFFSET_MASK
+        if place and not words[at] & COMPRESSED:
+            alone = result.references.get(place >> result.header.cluster_bits) == 1
+            right[at] = words[at] | COPIED if alone else words[at] & ~COPIED
+    return [Step(Role.MAPPING, offset, dump_table(right))] if right != words else []
 
 
 def _rebuild(result: CheckResult) -> RepairPlan:

@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Final
 
-from blocklayer.base.errors import CorruptImageError, OptionError, ReadOnlyError
+from blocklayer.base.errors import CorruptImageError, OptionError, ReadOnlyError, StateError
 from blocklayer.base.modes import Preallocation, WriteFlags
 from blocklayer.base.ranges import align_down
 from blocklayer.codec.qcow2.entries import (
@@ -37,7 +37,7 @@ from blocklayer.drivers.qcow2.create import create_image
 from blocklayer.drivers.qcow2.facts import facts
 from blocklayer.drivers.qcow2.l2_tables import L2Tables
 from blocklayer.drivers.qcow2.opening import OpenedImage, open_image
-from blocklayer.drivers.qcow2.repair import check_image
+from blocklayer.drivers.qcow2.repair import check_image, repair_image
 from blocklayer.graph.format_driver import FormatDriver, MapKind, Mapping
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ class Qcow2Driver(FormatDriver):
         """Refuse on a corrupt image; with lazy refcounts set the dirty bit before the first change."""
         self.image.check_usable()
         if not self._writable:
-            raise ReadOnlyError("the image file was opened read-only")
+            raise ReadOnlyError("the image was opened read-only, or for repairing")
         if self.lazy and not self._marked_dirty:
             async with self._marking:
                 if not self._marked_dirty:
@@ -307,3 +307,12 @@ class Qcow2Driver(FormatDriver):
         """Count references and compare with the refcounts; flushes first. See ``codec.qcow2.check``."""
         await self._flush(with_refcounts=True)
         return await check_image(self.image)
+
+    async def repair(self, result: CheckResult, *, leaks_only: bool = False) -> tuple[int, int]:
+        """Repair what ``check`` has just found, on a node opened with ``repairing=True``; see ``repair_image``.
+
+        Cancelled, it may be repeated. Raises ``StateError`` on other nodes, whose cached tables would be outdated.
+        """
+        if self._writable or not self.image.writable:
+            raise StateError("only a node that was opened with repairing=True and not read-only can be repaired")
+        return await repair_image(self.image, result, leaks_only=leaks_only)

@@ -37,7 +37,7 @@ async def open_image(options: Options, opener: Opener) -> OpenedImage:
     wanted = build(Qcow2Options, options)
     file = await opener.child("file")
     opener.filename = opener.filename or file.node.filename
-    writable = not opener.read_only
+    writable = not (opener.read_only or wanted.repairing)
     try:
         header = await read_header(file)
     except FormatError as error:

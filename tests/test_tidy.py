@@ -37,7 +37,6 @@ OWED = {
     "blocklayer/aio/range_lock.py",
     "blocklayer/aio/rate_limit.py",
     "blocklayer/aio/task_pool.py",
-    "blocklayer/aio/threads.py",
     "blocklayer/cli/backup.py",
     "blocklayer/cli/check.py",
     "blocklayer/cli/common.py",

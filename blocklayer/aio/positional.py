@@ -6,6 +6,7 @@ that a signal interrupted (PEP 475); short ones are continued here.
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import TYPE_CHECKING, Final
 
@@ -24,7 +25,12 @@ def read_full(fd: int, buffer: memoryview, offset: int) -> None:
     """Fill ``buffer``; zeroes behind the end of the file."""
     done = os.preadv(fd, (buffer,), offset)
     while done < len(buffer):
-        count = os.preadv(fd, (buffer[done:],), offset + done)
+        try:
+            count = os.preadv(fd, (buffer[done:],), offset + done)
+        except OSError as error:
+            if error.errno != errno.EINVAL or not done:
+                raise
+            count = 0  # O_DIRECT: the end of the file is where no request may start
         if not count:
             fill_zero(buffer[done:])
             return
@@ -46,7 +52,7 @@ def _write_vectors(fd: int, buffers: Sequence[memoryview], offset: int, flags: i
     while done < length:
         count = os.pwritev(fd, _behind(buffers, done), offset + done, flags)
         if not count:
-            raise OSError(5, os.strerror(5))  # a device that takes nothing and says nothing: EIO
+            raise OSError(errno.EIO, os.strerror(errno.EIO))  # a device that takes nothing and says nothing
         done += count
     return length
 

@@ -27,13 +27,10 @@ TESTED_ELSEWHERE = {
 
 OWED = {
     "blocklayer/__main__.py",
-    "blocklayer/aio/clock.py",
     "blocklayer/aio/direct.py",
-    "blocklayer/aio/fallocate.py",
     "blocklayer/aio/file.py",
     "blocklayer/aio/leaky_bucket.py",
     "blocklayer/aio/locking.py",
-    "blocklayer/aio/positional.py",
     "blocklayer/aio/range_lock.py",
     "blocklayer/aio/rate_limit.py",
     "blocklayer/aio/task_pool.py",

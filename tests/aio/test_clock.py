@@ -1,0 +1,24 @@
+"""The system's clock goes forward, and waits as long as it is told by the event loop's time."""
+
+from __future__ import annotations
+
+import asyncio
+
+from blocklayer.aio.clock import MonotonicClock
+from tests.helpers.virtual_time import virtual_time
+
+
+def test_time_does_not_go_back():
+    clock = MonotonicClock()
+    times = [clock.now() for _ in range(1000)]
+    assert times == sorted(times)
+
+
+@virtual_time
+async def test_sleeping_takes_the_time_that_it_is_told():
+    loop = asyncio.get_running_loop()
+    moments = []
+    for seconds in (0.25, 0, 1000):
+        await MonotonicClock().sleep(seconds)
+        moments.append(loop.time())
+    assert moments == [0.25, 0.25, 1000.25]

@@ -21,7 +21,7 @@ class TaskPool:
         """``size`` places, all free."""
         self._tasks = tasks
         self._places = anyio.CapacityLimiter(size)
-        self.error: BaseException | None = None
+        self.error: Exception | None = None
 
     async def spawn(self, function: Callable[..., Awaitable[object]], *args: object) -> None:
         """Run ``function(*args)`` in a task as soon as there is a place; returns when it has started."""
@@ -33,17 +33,25 @@ class TaskPool:
         try:
             await function(*args)
         except Exception as error:  # noqa: BLE001 - raised by open_task_pool
-            self.error = self.error or error
-            self._tasks.cancel_scope.cancel()
+            self.fail(error)
         finally:
             self._places.release_on_behalf_of(token)
+
+    def fail(self, error: Exception) -> None:
+        """Stop every task; ``error`` is raised at the end if it is the first one."""
+        if self.error is None:
+            self.error = error
+        self._tasks.cancel_scope.cancel()
 
 
 @asynccontextmanager
 async def open_task_pool(size: int) -> AsyncIterator[TaskPool]:
-    """At most ``size`` tasks at once: leaving the block waits for every task and raises the first error."""
+    """At most ``size`` tasks at once: leaving the block waits for every task and raises the first error, be it the block's."""
     async with anyio.create_task_group() as tasks:
         pool = TaskPool(tasks, size=size)
-        yield pool
+        try:
+            yield pool
+        except Exception as error:  # noqa: BLE001 - raised below, and not in a group
+            pool.fail(error)
     if pool.error is not None:
         raise pool.error

@@ -49,7 +49,6 @@ OWED = {
     "blocklayer/drivers/null.py",
     "blocklayer/drivers/qcow2/allocator.py",
     "blocklayer/drivers/qcow2/changes.py",
-    "blocklayer/drivers/qcow2/compressed.py",
     "blocklayer/drivers/qcow2/create.py",
     "blocklayer/drivers/qcow2/dirty.py",
     "blocklayer/drivers/qcow2/driver.py",

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import anyio
+import anyio.lowlevel
 
 from blocklayer.base.errors import IOFailedError
 from blocklayer.base.extents import Extent, ExtentKind
@@ -199,6 +200,26 @@ def fail_on(kind: str, *, times: int = 1, error: Callable[[], Exception] = bad_m
             raise error()
 
     return script
+
+
+class FailNth:
+    """A script that raises for the ``nth`` request of ``kind`` (from 1; "any": whatever it is) and counts them."""
+
+    def __init__(self, kind: str, nth: int, error: Callable[[], Exception] = bad_medium) -> None:
+        """Nothing was seen yet."""
+        self.kind = kind
+        self.nth = nth
+        self.error = error
+        self.seen = 0
+
+    async def __call__(self, kind: str, _offset: int, _length: int) -> None:
+        """Let others run; fail one."""
+        if self.kind in ("any", kind):
+            self.seen += 1
+            mine = self.seen
+            await anyio.lowlevel.checkpoint()
+            if mine == self.nth:
+                raise self.error()
 
 
 class Gate:

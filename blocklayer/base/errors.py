@@ -70,7 +70,7 @@ class BlockError(Exception):
         parts: list[str] = []
         if self.node is not None:
             parts.append(f"node {self.node!r}:")
-        if self.filename is not None and self.filename not in self.message:
+        if self.filename is not None and repr(self.filename) not in self.message:
             parts.append(f"file {self.filename!r}:")
         parts.append(self.message)
         if self.offset is not None:

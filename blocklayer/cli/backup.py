@@ -18,7 +18,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 import blocklayer
 from blocklayer.base.units import format_size, parse_size
-from blocklayer.cli.common import FailureError, add_output_argument, add_source_arguments, open_image
+from blocklayer.cli.common import add_output_argument, add_source_arguments, open_image
+from blocklayer.cli.parser import FailureError
 
 if TYPE_CHECKING:
     import argparse
@@ -27,10 +28,9 @@ ERROR_POLICIES = ("report", "ignore", "enospc", "stop", "auto")
 EXIT_CANCELLED = 130
 
 
-def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add(parser: argparse.ArgumentParser) -> None:
     """Arguments."""
-    parser = commands.add_parser("backup", help="copy an image as it is at one instant")
-    add_source_arguments(parser)
+    add_source_arguments(parser, "--source-format")
     add_output_argument(parser)
     parser.add_argument("source")
     parser.add_argument("target")

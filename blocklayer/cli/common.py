@@ -12,24 +12,21 @@ from typing import TYPE_CHECKING, Any
 
 import blocklayer
 from blocklayer.base.options import JSON_PREFIX, parse_options
+from blocklayer.base.ranges import align_up
+from blocklayer.base.units import SECTOR
+from blocklayer.cli.parser import FailureError, one_of
 
 if TYPE_CHECKING:
     import argparse
 
-
-class FailureError(Exception):
-    """Ends the program with ``status`` and one line on standard error."""
-
-    def __init__(self, message: str, *, status: int = 1) -> None:
-        """Keep both."""
-        super().__init__(message)
-        self.status = status
+CACHE_MODES = tuple(mode.value for mode in blocklayer.CacheMode)
+FILE_PREFIX = "file:"
 
 
-def add_source_arguments(parser: argparse.ArgumentParser) -> None:
-    """-f, -U, --image-opts, --trust."""
+def add_source_arguments(parser: argparse.ArgumentParser, *names: str) -> None:
+    """-f (and ``names``, its long spellings), -U, --image-opts, --trust."""
     parser.add_argument(
-        "-f", "--source-format", metavar="FMT", help="format of the image (default: its content decides)"
+        "-f", *names, dest="source_format", metavar="FMT", help="format of the image (default: its content decides)"
     )
     parser.add_argument("-U", "--force-share", action="store_true", help="read although somebody may be writing")
     parser.add_argument("--image-opts", action="store_true", help="FILE is driver=...,file.filename=...")
@@ -39,6 +36,18 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
 def add_output_argument(parser: argparse.ArgumentParser) -> None:
     """--output human|json."""
     parser.add_argument("--output", choices=("human", "json"), default="human", help="how to print (default: human)")
+
+
+def add_cache_argument(parser: argparse.ArgumentParser, *names: str) -> None:
+    """How to read images, by default through the page cache."""
+    parser.add_argument(
+        *names,
+        dest="cache",
+        metavar="CACHE",
+        type=one_of(CACHE_MODES),
+        default="writeback",
+        help=f"{', '.join(CACHE_MODES)} (default: writeback)",
+    )
 
 
 def gate(args: argparse.Namespace) -> blocklayer.Gate:
@@ -55,12 +64,25 @@ async def open_image(
     read_only: bool = True,
     **options: object,
 ) -> blocklayer.Node:
-    """Open what the user named."""
-    force_share = read_only and getattr(args, "force_share", False)
-    node_options: dict[str, Any] = {"read_only": read_only, "force_share": force_share, **options}
-    if getattr(args, "image_opts", False) or name.startswith(JSON_PREFIX):
-        return await graph.open(parse_options(name), gate=gate(args), **node_options)
-    return await graph.open(name, format=format, probe=True, gate=gate(args), **node_options)
+    """Open what the user named, as ``args`` of ``add_source_arguments`` say. Raises what ``Graph.open`` raises."""
+    force_share = read_only and args.force_share
+    cache = getattr(args, "cache", "writeback")
+    wanted: dict[str, Any] = {"read_only": read_only, "force_share": force_share, "cache": cache, **options}
+    wanted.setdefault("gate", gate(args))
+    if args.image_opts and format is not None:
+        raise FailureError("--image-opts and -f exclude each other; say driver=... in the options")
+    if args.image_opts or name.startswith(JSON_PREFIX):
+        return await graph.open(parse_options(name), **wanted)
+    try:
+        return await graph.open(name.removeprefix(FILE_PREFIX), format=format, probe=format is None, **wanted)
+    except blocklayer.ReferenceRefusedError as error:
+        error.message = error.message.partition("; ")[0] + "; --trust follows it, if the image is one that you trust"
+        raise
+
+
+def virtual_size(node: blocklayer.Node) -> int:
+    """Its size as tools count it: a raw file that ends within a sector is filled up with zeroes."""
+    return align_up(node.size, SECTOR)
 
 
 def parse_create_options(texts: list[str]) -> dict[str, object]:
@@ -75,16 +97,16 @@ def human_size(size: int) -> str:
     """``64 MiB``, ``19.5 MiB``, ``512 B``: three significant digits, as qemu-img prints."""
     value = float(size)
     for unit in ("B", "KiB", "MiB", "GiB", "TiB", "PiB"):
-        if value < 1000 or unit == "PiB":  # noqa: PLR2004 - three digits in front of the point
-            break
+        if value < 1000:  # noqa: PLR2004 - three digits in front of the point
+            return f"{value:0.3g} {unit}"
         value /= 1024
-    return f"{value:0.3g} {unit}"
+    return f"{value:0.3g} EiB"
 
 
 def disk_size(path: str | None) -> int | None:
     """Bytes that a file occupies, or None if there is no such file."""
     try:
-        return None if path is None else os.stat(path).st_blocks * 512
+        return None if path is None else os.stat(path).st_blocks * SECTOR
     except OSError:
         return None
 

@@ -33,9 +33,8 @@ NONE_SECONDS = 1.0
 """How long the guest writes while a job of mode none saves old data."""
 
 
-def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add(parser: argparse.ArgumentParser) -> None:
     """Arguments."""
-    parser = commands.add_parser("demo", help="back up a disk that is being written to, and prove it")
     parser.add_argument("--keep", metavar="DIR", help="work in DIR and leave everything there")
     parser.add_argument("--size", type=parse_size, default=96 * MIB, help="size of the disk (default: 96M)")
     parser.add_argument("--seed", type=int, default=1, help="other contents and writes")

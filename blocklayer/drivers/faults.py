@@ -217,6 +217,6 @@ class FaultsDriver(FilterDriver):
         await self._apply("flush", 0, 0)
         await self.file.flush()
 
-    def info(self) -> Mapping[str, object]:
+    async def info(self) -> Mapping[str, object]:
         """How often each rule has hit."""
         return {"rules": [{"rule": repr(rule), "hits": state.hits} for rule, state in self._rules.items()]}

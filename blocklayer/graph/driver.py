@@ -177,7 +177,7 @@ class Driver(ABC):
         """What the image says of its backing file, word for word; None if it says nothing."""
         return None
 
-    def info(self) -> Mapping[str, object]:
+    async def info(self) -> Mapping[str, object]:
         """Format-specific facts for people and tools (``blocklayer info``), JSON-able."""
         return {}
 

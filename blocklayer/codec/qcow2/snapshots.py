@@ -15,7 +15,7 @@ from blocklayer.base.ranges import align_up
 from blocklayer.codec.qcow2.geometry import L1_BYTES_MAX, SNAPSHOT_EXTRA_BYTES_MAX, SNAPSHOT_TABLE_BYTES_MAX, WORD
 
 # "Snapshot table entry": 0 l1_offset, 8 l1_size, 12 id length, 14 name length, 16 date, 20 nanoseconds,
-# 24 guest clock, 32 vm state size, 36 extra data size; extra: 40 vm state size (64 bit), 48 disk size
+# 24 guest clock, 32 vm state size, 36 extra data size; extra: 40 vm state size (64 bit), 48 disk size, 56 instructions
 _SNAPSHOT = struct.Struct(">QIHHIIQII")
 _SNAPSHOT_EXTRA = struct.Struct(">QQ")
 
@@ -24,11 +24,19 @@ _SNAPSHOT_EXTRA = struct.Struct(">QQ")
 _BITMAP = struct.Struct(">QIIBBHI")
 
 BITMAP_NAME_BYTES_MAX: Final = 1023
+BITMAP_IN_USE: Final = 1
+BITMAP_AUTO: Final = 2
+"""Flags of a bitmap directory entry."""
+
+_NOT_COUNTED: Final = 2**64 - 1
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """One internal snapshot. ``disk_size`` None: that of the image. Sizes in bytes."""
+    """One internal snapshot. ``disk_size`` None: that of the image. Sizes in bytes.
+
+    ``instructions``: how many the guest had executed, None if nobody counted.
+    """
 
     l1_offset: int
     l1_size: int
@@ -39,6 +47,7 @@ class Snapshot:
     guest_clock_ns: int
     vm_state_size: int
     disk_size: int | None
+    instructions: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +93,10 @@ def _snapshot(entry: bytes, fields: tuple[int, ...]) -> Snapshot:
         vm_state = int.from_bytes(extra[:8], "big")
     if len(extra) >= _SNAPSHOT_EXTRA.size:
         disk_size = _SNAPSHOT_EXTRA.unpack_from(extra)[1]
+    instructions = None
+    if len(extra) >= _SNAPSHOT_EXTRA.size + 8:
+        counted = int.from_bytes(extra[_SNAPSHOT_EXTRA.size :][:8], "big")
+        instructions = None if counted == _NOT_COUNTED else counted
     strings = entry[_SNAPSHOT.size + extra_length :]
     return Snapshot(
         l1_offset,
@@ -95,6 +108,7 @@ def _snapshot(entry: bytes, fields: tuple[int, ...]) -> Snapshot:
         clock,
         vm_state,
         disk_size,
+        instructions,
     )
 
 

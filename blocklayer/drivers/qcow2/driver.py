@@ -34,7 +34,7 @@ from blocklayer.drivers.qcow2 import changes, resize
 from blocklayer.drivers.qcow2.allocator import Allocator
 from blocklayer.drivers.qcow2.compressed import CompressedClusters
 from blocklayer.drivers.qcow2.create import create_image
-from blocklayer.drivers.qcow2.facts import facts
+from blocklayer.drivers.qcow2.facts import facts, read_snapshots
 from blocklayer.drivers.qcow2.l2_tables import L2Tables
 from blocklayer.drivers.qcow2.opening import OpenedImage, open_image
 from blocklayer.drivers.qcow2.repair import check_image, repair_image
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
     from blocklayer.base.options import Options
     from blocklayer.codec.qcow2.check_result import CheckResult
+    from blocklayer.codec.qcow2.snapshots import Snapshot
     from blocklayer.drivers.qcow2.changes import ClusterAllocation
     from blocklayer.drivers.qcow2.dirty import WordTable
     from blocklayer.graph.opener import CreateContext, Opener
@@ -138,9 +139,13 @@ class Qcow2Driver(FormatDriver):
         """Not into an external data file."""
         return not self.geometry.data_file
 
-    def info(self) -> MappingType[str, object]:
+    async def info(self) -> MappingType[str, object]:
         """The format-specific part of ``qemu-img info --output=json``."""
-        return facts(self.image.header)
+        return await facts(self.image)
+
+    async def snapshots(self) -> tuple[Snapshot, ...]:
+        """The internal snapshots, oldest first. Raises ``FormatError`` and ``LimitError``."""
+        return await read_snapshots(self.image)
 
     async def prepare_write(self) -> None:
         """Refuse on a corrupt image; with lazy refcounts set the dirty bit before the first change."""

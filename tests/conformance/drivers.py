@@ -13,6 +13,7 @@ from dataclasses import replace
 from shutil import which
 from typing import TYPE_CHECKING, Any
 
+from blocklayer.base.errors import OptionError
 from blocklayer.base.limits import BlockLimits
 from blocklayer.base.ranges import align_up
 from blocklayer.drivers.filter import FilterDriver
@@ -47,7 +48,8 @@ class FussyDriver(FilterDriver):
     @classmethod
     async def open(cls, options: Options, opener: Opener) -> Self:
         """No options."""
-        assert not options
+        if options:
+            raise OptionError(f"unknown option {min(options)!r}")
         return cls(await opener.child("file"))
 
     def _check(self, offset: int, length: int, length_max: int) -> None:

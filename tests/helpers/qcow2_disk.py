@@ -166,3 +166,8 @@ def assert_sound(content: bytes | bytearray, *, leaks: bool = False) -> None:
     assert [*result.broken.described, *result.counts.described, *result.flags.described] == []
     if not leaks:
         assert result.leaks.described == []
+
+
+def header_of(content: bytes | bytearray) -> qcow2_header.Header:
+    """The header as it is in the file."""
+    return qcow2_header.parse(bytes(content[: 2 << 20]), file_size=len(content))

@@ -1,8 +1,9 @@
 """LeakyBucket: an average rate with bursts, as QEMU's throttling counts it.
 
 A bucket leaks ``average`` units per second and holds ``average`` / 10 without a burst. With ``burst_max`` it takes that
-rate for ``burst_length_s`` seconds before it is full. Who pours into a full bucket waits until enough has leaked.
-Units are bytes or requests.
+rate for ``burst_length_s`` seconds before it is full; if that is longer than a second, a second bucket that leaks
+``burst_max`` and holds a tenth of it keeps the burst at its rate. Who pours into a full bucket waits until enough has
+leaked. Units are bytes or requests.
 """
 
 from __future__ import annotations
@@ -41,12 +42,13 @@ class BucketLimits:
 class LeakyBucket:
     """Pure arithmetic: the caller tells the time in seconds, and waits."""
 
-    __slots__ = ("_level", "_limits", "_then")
+    __slots__ = ("_burst", "_level", "_limits", "_then")
 
     def __init__(self, limits: BucketLimits) -> None:
         """Start empty."""
         self._limits = limits
         self._level = 0.0
+        self._burst = 0.0
         self._then = 0.0
 
     @property
@@ -54,8 +56,9 @@ class LeakyBucket:
         """What holds now."""
         return self._limits
 
-    def change(self, limits: BucketLimits) -> None:
+    def change(self, limits: BucketLimits, now: float) -> None:
         """Other limits from now on; what is in the bucket stays."""
+        self._leak(now)
         self._limits = limits
 
     def delay(self, now: float) -> float:
@@ -68,14 +71,20 @@ class LeakyBucket:
         if limits.burst_max:
             capacity = limits.burst_max * limits.burst_length_s
         excess = self._level - capacity
-        return excess / limits.average if excess > 0 else 0.0
+        if excess > 0:
+            return excess / limits.average
+        if limits.burst_length_s > 1:
+            excess = self._burst - limits.burst_max * BASE_S
+        return excess / limits.burst_max if excess > 0 else 0.0
 
     def pour(self, units: float, now: float) -> None:
         """A request of ``units`` passes."""
         if self._limits.average:
             self._leak(now)
             self._level += units
+            self._burst += units
 
     def _leak(self, now: float) -> None:
         self._level = max(0.0, self._level - (now - self._then) * self._limits.average)
+        self._burst = max(0.0, self._burst - (now - self._then) * self._limits.burst_max)
         self._then = now

@@ -73,7 +73,7 @@ class ThrottleDriver(FilterDriver):
         """Other limits from now on; what is not named is not limited. Requests that wait see it when their wait ends."""
         limits, self._iops_size = parse_limits(options)
         for name, bucket in self._buckets.items():
-            bucket.change(limits[name])
+            bucket.change(limits[name], self._clock.now())
 
     def _delay(self, direction: str) -> float:
         now = self._clock.now()

@@ -45,7 +45,6 @@ OWED = {
     "blocklayer/drivers/filter.py",
     "blocklayer/drivers/memory.py",
     "blocklayer/drivers/null.py",
-    "blocklayer/drivers/qcow2/allocator.py",
     "blocklayer/drivers/qcow2/changes.py",
     "blocklayer/drivers/qcow2/create.py",
     "blocklayer/drivers/qcow2/driver.py",

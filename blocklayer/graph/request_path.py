@@ -131,6 +131,7 @@ class RequestPath:
             await self.write_zeroes(offset, length, (flags & ~WriteFlags.NO_FALLBACK) | unmap, grow=grow)
             return
         request = Request(RequestKind.WRITE, offset, length, flags)
+        request.grows = grow and self.driver.growable
         simple = self._aligned and length <= self._transfer_max
         action = self.driver.write if simple else partial(self._write_aligned, request)
         await self._run_write(request, self.statistics.write, action, data)
@@ -141,6 +142,8 @@ class RequestPath:
         if len(data):
             request = Request(RequestKind.WRITE, offset, len(data), flags)
             await self._run_write(request, self.statistics.write, self._write_compressed, data)
+            if self.driver.handles_fua and (self._write_through or WriteFlags.FUA in flags):
+                await self.flush()  # drivers take FUA with plain writes only
 
     async def write_zeroes(
         self, offset: int, length: int, flags: WriteFlags = _NO_FLAGS, *, grow: bool = False
@@ -152,6 +155,7 @@ class RequestPath:
         if self.options.discard is DiscardMode.IGNORE:
             flags &= ~WriteFlags.MAY_UNMAP
         request = Request(RequestKind.WRITE_ZEROES, offset, length, flags)
+        request.grows = grow and self.driver.growable
         await self._run_write(request, self.statistics.write_zeroes, partial(self._zero_aligned, request), length)
 
     async def discard(self, offset: int, length: int) -> None:
@@ -180,9 +184,9 @@ class RequestPath:
                 for hook in tuple(self.hooks):
                     await hook(request)
             if not is_plain and WriteFlags.SERIALISING in flags:
-                await self._serialise(request, offset, length)
+                await self._serialise(request, Range(offset, length), Range(offset, length))
             elif requests.serialising:
-                await requests.wait_turn(request)
+                await self._wait_turn(request, offset, length)
             try:
                 await action(offset, what, passed)
             finally:
@@ -207,9 +211,10 @@ class RequestPath:
     async def _write_aligned(self, request: Request, offset: int, data: memoryview, flags: WriteFlags) -> None:
         if not self._aligned:
             alignment = self.driver.limits.request_alignment
-            outer = Range(offset, len(data)).aligned_out(alignment)
-            if outer != (offset, len(data)):
-                await self._serialise(request, outer.offset, outer.length)
+            wanted = Range(offset, len(data))
+            outer = wanted.aligned_out(alignment)
+            if outer != wanted:
+                await self._serialise(request, outer, wanted)
                 data = await self._merge(outer, offset, data, alignment)
                 offset = outer.offset
         for piece in split(offset, len(data), length_max=self._transfer_max):
@@ -281,6 +286,8 @@ class RequestPath:
     async def block_status(self, offset: int, length: int) -> Extent:
         """Status of this layer from ``offset`` on, clipped to ``length``."""
         self._check_range(offset, length)
+        if not length:
+            raise OutOfRangeError("an empty range has no status", node=self.name, offset=offset, length=length)
         status = self.driver.try_block_status(offset, length)
         if status is None:
             status = await self.driver.block_status(offset, length)
@@ -297,7 +304,7 @@ class RequestPath:
         started = perf_counter()
         try:
             if requests.serialising:
-                await requests.wait_turn(request)
+                await self._wait_turn(request, request.offset, request.length)
             await action
         except BlockError as error:
             self._count_error(counters, error)
@@ -312,12 +319,18 @@ class RequestPath:
         if error.node is None:
             error.node = self.name
 
-    async def _serialise(self, request: Request, offset: int, length: int) -> None:
-        """Make ``request`` serialising over its own range and the given one."""
-        start = min(offset, request.offset)
-        end = max(offset + length, request.offset + request.length)
+    async def _serialise(self, request: Request, outer: Range, wanted: Range) -> None:
+        """Make ``request`` serialising over its own range and ``outer``; ``wanted`` is what it is about to change."""
+        start = min(outer.offset, request.offset)
+        end = max(outer.end, request.offset + request.length)
         self.requests.promote(request, start, end - start)
+        await self._wait_turn(request, wanted.offset, wanted.length)
+
+    async def _wait_turn(self, request: Request, offset: int, length: int) -> None:
+        """Wait for conflicting requests. One of them may have been a truncation that cut ``[offset, offset + length)`` off."""
         await self.requests.wait_turn(request)
+        if offset + length > self.driver.size and request.kind is not RequestKind.TRUNCATE and not request.grows:
+            self._check_range(offset, length)
 
     def _check_open(self) -> None:
         if self.closed:

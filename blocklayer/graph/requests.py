@@ -34,7 +34,7 @@ class RequestKind(enum.Enum):
 class Request:
     """One request in flight: ``kind``, ``offset`` and ``length`` in bytes, ``flags``. Compared by identity."""
 
-    __slots__ = ("_done", "flags", "kind", "length", "offset", "serialising", "waiting")
+    __slots__ = ("_done", "flags", "grows", "kind", "length", "offset", "serialising", "waiting")
 
     def __init__(
         self,
@@ -51,6 +51,8 @@ class Request:
         self.length = length
         self.flags = flags
         self.serialising = serialising
+        self.grows = False
+        """Whether it may extend the node."""
         self.waiting = False
         """Whether it waits for another one, which may therefore not wait for it."""
         self._done: asyncio.Future[None] | None = None

@@ -37,7 +37,6 @@ OWED = {
     "blocklayer/cli/create.py",
     "blocklayer/cli/demo.py",
     "blocklayer/cli/demo_disk.py",
-    "blocklayer/cli/info.py",
     "blocklayer/cli/main.py",
     "blocklayer/cli/map.py",
     "blocklayer/drivers/faults.py",

@@ -72,12 +72,27 @@ async def open_image(
     if args.image_opts and format is not None:
         raise FailureError("--image-opts and -f exclude each other; say driver=... in the options")
     if args.image_opts or name.startswith(JSON_PREFIX):
-        return await graph.open(parse_options(name), **wanted)
+        return await graph.open(await _with_drivers(graph, parse_options(name)), **wanted)
     try:
         return await graph.open(name.removeprefix(FILE_PREFIX), format=format, probe=format is None, **wanted)
     except blocklayer.ReferenceRefusedError as error:
         error.message = error.message.partition("; ")[0] + "; --trust follows it, if the image is one that you trust"
         raise
+
+
+async def _with_drivers(graph: blocklayer.Graph, options: dict[str, object]) -> dict[str, object]:
+    """``options`` with the drivers that qemu-img would infer: "file" for a file name, a format by the file's content."""
+    known = {
+        key: await _with_drivers(graph, inner) if isinstance(inner, dict) else inner for key, inner in options.items()
+    }
+    inner = known.get("file")
+    if "driver" in known:
+        return known
+    if isinstance(known.get("filename"), str):
+        return {"driver": "file", **known}
+    if isinstance(inner, dict) and inner.get("driver") == "file" and isinstance(inner.get("filename"), str):
+        return {"driver": await graph.probe(str(inner["filename"])), **known}
+    return known
 
 
 def virtual_size(node: blocklayer.Node) -> int:

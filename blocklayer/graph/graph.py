@@ -259,6 +259,8 @@ class Graph:
         if name in self._nodes:
             raise DuplicateError(f"a node called {name!r} exists already")
         driver_name = rest.pop("driver", None)
+        if driver_name is None:
+            raise OptionError(f"option 'driver' is required; there are {', '.join(sorted(self.drivers))}")
         driver_class = self._driver(str(driver_name))
         children = {key.replace("_", "-"): rest.pop(key) for key in tuple(rest) if key.replace("_", "-") in CHILD_ROLES}
         owner = PendingOwner(name, driver_class)

@@ -77,12 +77,17 @@ class File:
         """
         flags = (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC
         flags |= (os.O_CREAT if create else 0) | (_DIRECT if cache.direct else 0)
+        opened: list[int] = []
         try:
-            fd, size, is_device, alignment = await engine.call(_open, path, flags, cache.direct)
+            size, is_device, alignment = await engine.call(_open, path, flags, cache.direct, opened)
         except IOFailedError as error:
             error.filename = path
             error.message = error.message.replace("_open", "open")
             raise
+        except BaseException:
+            _close(opened)  # cancelled: nobody else knows of it
+            raise
+        fd = opened[0]
         file = cls(engine, fd, path, read_only=read_only, cache=cache)
         file.size, file.is_device = size, is_device
         file.request_alignment, file.memory_alignment = alignment
@@ -91,10 +96,15 @@ class File:
         return file
 
     async def close(self) -> None:
-        """Close the descriptor. Closing twice is fine."""
-        if not self._closed:
-            self._closed = True
-            await self.engine.call(os.close, self.fd)
+        """Close the descriptor, also if this is cancelled. Closing twice is fine."""
+        if self._closed:
+            return
+        self._closed = True
+        closing = [self.fd]
+        try:
+            await self.engine.call(_close, closing)
+        finally:
+            _close(closing)  # cancelled before a thread took it
 
     def change_lock(self, used: Permission, shared: Permission) -> None:
         """Take image locks; nothing happens where the file system has none. Raises ``LockedError``."""
@@ -269,7 +279,8 @@ class File:
 # -- blocking functions, run by worker threads -------------------------------------------------------------------
 
 
-def _open(path: str, flags: int, is_direct: bool) -> tuple[int, int, bool, tuple[int, int]]:
+def _open(path: str, flags: int, is_direct: bool, opened: list[int]) -> tuple[int, bool, tuple[int, int]]:
+    """Put the descriptor into ``opened``; answer size, whether it is a device, and alignment."""
     fd = os.open(path, flags, 0o644)
     try:
         mode = os.fstat(fd).st_mode
@@ -280,7 +291,13 @@ def _open(path: str, flags: int, is_direct: bool) -> tuple[int, int, bool, tuple
     except BaseException:
         os.close(fd)
         raise
-    return fd, size, stat.S_ISBLK(mode), alignment
+    opened.append(fd)
+    return size, stat.S_ISBLK(mode), alignment
+
+
+def _close(opened: list[int]) -> None:
+    while opened:
+        os.close(opened.pop())
 
 
 def _extend(fd: int, size: int) -> None:

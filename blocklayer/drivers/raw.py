@@ -143,4 +143,5 @@ class RawDriver(Driver):
         wanted = build(RawCreateOptions, options)
         if wanted.preallocation is Preallocation.METADATA:
             raise OptionError("raw has no metadata: preallocation can be off, falloc or full")
-        await context.file.truncate(wanted.size, wanted.preallocation)
+        file = await context.create_file(context.filename)
+        await file.truncate(wanted.size, wanted.preallocation)

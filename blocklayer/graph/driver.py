@@ -183,7 +183,7 @@ class Driver(ABC):
 
     @classmethod
     async def create(cls, options: Options, context: CreateContext) -> None:
-        """Make a new image in ``context.file``. Formats only."""
+        """Make a new image; options are checked before the first file is made. Formats only."""
         raise UnsupportedError(f"driver {cls.name!r} cannot create images")
 
     @classmethod

@@ -19,6 +19,7 @@ import anyio
 
 from blocklayer.base.errors import (
     BlockError,
+    ChainError,
     DuplicateError,
     NotFoundError,
     OptionError,
@@ -308,8 +309,9 @@ class Graph:
     ) -> None:
         """Make a new image at ``path``, replacing what is there unless somebody holds it.
 
-        ``size`` in bytes or like "10G"; ``options`` are the format's own (``backing_file``, ``cluster_size``,
-        ``preallocation``...). The image is complete and durable when this returns; after an error the file is removed.
+        ``size`` in bytes or like "10G"; an image with a backing file may leave it to that. ``options`` are the
+        format's own (``backing_file``, ``cluster_size``, ``preallocation``...). The image is complete and durable when
+        this returns. Wrong options touch nothing; after any other error the file is removed.
         """
         name = os.fspath(path)
         driver = self._driver(format)
@@ -332,10 +334,18 @@ class Graph:
             await edges[-1].truncate(0)
             return edges[-1]
 
+        async def backing_size(filename: str, backing_format: str | None) -> int:
+            path = os.path.join(os.path.dirname(name), filename)
+            if os.path.realpath(path) == os.path.realpath(name):
+                raise ChainError("an image cannot be its own backing file", filename=name)
+            base = await self.open(path, format=backing_format, read_only=True, force_share=True)
+            await base.close()
+            return base.size
+
         try:
-            context = CreateContext(name, await create_file(name), create_file)
-            await driver.create(wanted, context)
-            await context.file.flush()
+            await driver.create(wanted, CreateContext(name, create_file, backing_size))
+            for edge in edges:
+                await edge.flush()
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await self._drop(edges)

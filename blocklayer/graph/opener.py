@@ -208,8 +208,12 @@ def filename_of(options: Mapping[str, object]) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class CreateContext:
-    """What a format's ``create`` works on: the empty ``file`` to fill, its name, and a way to make a data file."""
+    """What a format's ``create`` works with; it checks its options before it asks for the first file.
+
+    ``create_file(name)`` makes or empties a file, ``filename`` being the image's own; ``backing_size(name, format)`` is
+    the size of an image that the new one will refer to.
+    """
 
     filename: str
-    file: Child
     create_file: Callable[[str], Awaitable[Child]]
+    backing_size: Callable[[str, str | None], Awaitable[int]]

@@ -95,7 +95,8 @@ class TinyFormat(ScriptedDriver):
         size = parse_size(given["size"])  # type: ignore[arg-type]  # a number or text
         header = {"size": size, "backing": given.get("backing_file"), "format": given.get("backing_fmt")}
         text = json.dumps(header).encode() + b"\n" + bytes(size + size // SECTOR)
-        await context.file.write(0, memoryview(text))
+        file = await context.create_file(context.filename)
+        await file.write(0, memoryview(text))
 
     @classmethod
     def child_permissions(cls, role: str, *, writable: bool) -> tuple[Permission, Permission]:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from blocklayer.base.buffers import ZEROES
 from blocklayer.base.modes import Preallocation
 from blocklayer.base.options import Options, build
-from blocklayer.base.ranges import split
+from blocklayer.base.ranges import align_up, split
+from blocklayer.base.units import SECTOR
 from blocklayer.codec.qcow2.create import CreateOptions, CreatePlan, plan_create
 from blocklayer.graph.gate import resolve
 
@@ -17,19 +18,28 @@ if TYPE_CHECKING:
 
 
 async def create_image(options: Options, context: CreateContext) -> None:
-    """Lay out an image in ``context.file``, the header last; an external data file is made beside it."""
-    wanted = build(CreateOptions, options)
+    """Lay out an image, the header last; an external data file is made beside it."""
+    wanted = build(CreateOptions, await _with_size(options, context))
     plan = plan_create(wanted)
-    data = context.file
+    data = file = await context.create_file(context.filename)
     if wanted.data_file is not None:
         data = await context.create_file(resolve(wanted.data_file, context.filename))
         await data.truncate(plan.header.size)
-    await _preallocate(plan, context.file, data)
-    await context.file.truncate(max(plan.file_size, context.file.size))
-    for write in plan.writes():
-        await context.file.write(write.offset, memoryview(write.data))
-    if data is not context.file:
+    await _preallocate(plan, file, data)
+    await file.truncate(max(plan.file_size, file.size))
+    if data is not file:
         await data.flush()
+    for write in plan.writes():
+        await file.write(write.offset, memoryview(write.data))
+
+
+async def _with_size(options: Options, context: CreateContext) -> Options:
+    """The options with a size: the backing file's if they have none."""
+    name, backing_format = options.get("backing-file"), options.get("backing-fmt")
+    if "size" in options or not isinstance(name, str):
+        return options
+    size = await context.backing_size(name, backing_format if isinstance(backing_format, str) else None)
+    return {**options, "size": align_up(size, SECTOR)}
 
 
 async def _preallocate(plan: CreatePlan, file: Child, data: Child) -> None:

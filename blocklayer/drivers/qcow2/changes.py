@@ -188,17 +188,21 @@ async def punch(child: Child, offset: int, length: int) -> None:
         await child.discard(offset, length)
 
 
-async def forget_range(driver: Qcow2Driver, offset: int, length: int) -> None:
-    """Whole clusters become unallocated: what lies behind the end of a disk that shrinks."""
-    geometry = driver.geometry
-    for piece in split_aligned(offset, length, unit=geometry.l2_coverage):
-        l1_index = piece.offset >> geometry.l1_shift
-        if await driver.l2.table(l1_index) is None:
+async def forget_range(driver: Qcow2Driver, offset: int, end: int) -> None:
+    """Whole clusters become unallocated, whatever they were: behind the end of the disk nothing is to be found."""
+    geometry, width = driver.geometry, driver.geometry.l2_entry_words
+    tables = range(offset >> geometry.l1_shift, geometry.l1_entries_for(end))
+    for l1_index in tables[: max(0, len(driver.l2.l1.words) - tables.start)]:
+        if not driver.l2.l1.words[l1_index]:
+            continue
+        start = max(offset, l1_index << geometry.l1_shift)
+        first = (start >> geometry.cluster_bits & geometry.l2_mask) * width
+        count = geometry.clusters_for(min(end, l1_index + 1 << geometry.l1_shift) - start) * width
+        known = await driver.l2.table(l1_index)
+        if known is None or not any(known.words[first : first + count]):
             continue
         table = await driver.l2.writable_table(l1_index)
-        first = (piece.offset >> geometry.cluster_bits & geometry.l2_mask) * geometry.l2_entry_words
-        count = geometry.clusters_for(piece.length) * geometry.l2_entry_words
-        for entry in filter(None, table.words[first : first + count : geometry.l2_entry_words]):
+        for entry in filter(None, table.words[first : first + count : width]):
             drop(driver, entry)
         table.words[first : first + count] = array("Q", bytes(8 * count))
         table.touch(first, count)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 async def resize(driver: Qcow2Driver, size: int, preallocation: Preallocation) -> None:
-    """Set the size; durable when this returns. After an error the disk has its old size.
+    """Set the size; durable when this returns. After an error the disk has its old size or the new one.
 
     The node holds off all requests on what is cut or added, so that no cluster there needs a lock.
     """
@@ -40,24 +40,26 @@ async def resize(driver: Qcow2Driver, size: int, preallocation: Preallocation) -
 
 
 async def _shrink(driver: Qcow2Driver, size: int, old: int) -> None:
-    """What is cut is forgotten durably before the size changes: it must not come back if the disk grows again."""
-    start = align_up(size, driver.unit)
-    end = align_up(old, driver.unit)
-    if size % driver.unit:
-        await driver.write_zeroes(size, min(start, old) - size, WriteFlags.NONE)
-    if end > start:
-        async with driver.judged():
-            await changes.forget_range(driver, start, end - start)
-    await driver.flush()
-    driver.set_size(size)
+    """First the size, durably; then what was cut is given back. Whoever grows the disk looks for what a crash left."""
     driver.image.change_header(size=size)
+    try:
+        await driver.flush()
+    except BaseException:
+        driver.image.change_header(size=old)
+        raise
+    driver.set_size(size)
+    async with driver.judged():
+        await changes.forget_range(driver, align_up(size, driver.unit), align_up(old, driver.unit))
     await driver.flush()
     if driver.geometry.data_file:
         await driver.image.data.truncate(size)
 
 
 async def _grow(driver: Qcow2Driver, size: int, old: int, preallocation: Preallocation) -> None:
-    """What is added is made zero durably before the size changes: the backing node must not show through."""
+    """What is added is made zero durably before the size changes.
+
+    Neither the backing node may show through, nor what lies behind the old end: in its cluster, or after a crash.
+    """
     if size > driver.geometry.size_max:
         raise LimitError(f"{size} bytes need an L1 table of more than 32 MiB; use larger clusters")
     if Autoclear.DATA_FILE_RAW in driver.image.header.autoclear and preallocation is Preallocation.OFF:
@@ -65,13 +67,17 @@ async def _grow(driver: Qcow2Driver, size: int, old: int, preallocation: Preallo
     await _grow_l1(driver, size)
     if driver.geometry.data_file and driver.image.data.size < size:
         await driver.image.data.truncate(size)
+    whole = align_up(old, driver.unit)
     driver.set_size(size)
     try:
+        async with driver.judged():
+            await changes.forget_range(driver, whole, align_up(size, driver.unit))
         backing = driver.backing
-        if backing is not None and backing.size > old:
-            await driver.write_zeroes(old, min(size, backing.size) - old, WriteFlags.NONE)
+        stale_end = max(whole, 0 if backing is None else backing.size)
+        if stale_end > old:
+            await driver.write_zeroes(old, min(size, stale_end) - old, WriteFlags.NONE)
         if preallocation is not Preallocation.OFF:
-            await _preallocate(driver, align_up(old, driver.unit), size, preallocation)
+            await _preallocate(driver, whole, size, preallocation)
         await driver.flush()
     except BaseException:
         driver.set_size(old)

@@ -14,7 +14,7 @@ import blocklayer
 from blocklayer.base.options import JSON_PREFIX, parse_options
 from blocklayer.base.ranges import align_up
 from blocklayer.base.units import SECTOR
-from blocklayer.cli.parser import FailureError, one_of
+from blocklayer.cli.parser import FailureError
 
 if TYPE_CHECKING:
     import argparse
@@ -44,7 +44,6 @@ def add_cache_argument(parser: argparse.ArgumentParser, *names: str) -> None:
         *names,
         dest="cache",
         metavar="CACHE",
-        type=one_of(CACHE_MODES),
         default="writeback",
         help=f"{', '.join(CACHE_MODES)} (default: writeback)",
     )
@@ -67,6 +66,8 @@ async def open_image(
     """Open what the user named, as ``args`` of ``add_source_arguments`` say. Raises what ``Graph.open`` raises."""
     force_share = read_only and args.force_share
     cache = getattr(args, "cache", "writeback")
+    if cache not in CACHE_MODES:
+        raise blocklayer.OptionError(f"Invalid cache option: {cache}; it is one of {', '.join(CACHE_MODES)}")
     wanted: dict[str, Any] = {"read_only": read_only, "force_share": force_share, "cache": cache, **options}
     wanted.setdefault("gate", gate(args))
     if args.image_opts and format is not None:

@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import argparse
 import re
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from blocklayer.base.errors import OptionError
 from blocklayer.base.units import parse_size
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 
 _HEX = re.compile(r"0x[0-9a-f]+", re.IGNORECASE)
@@ -50,14 +47,3 @@ def number(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
     return int(text)
-
-
-def one_of(words: tuple[str, ...]) -> Callable[[str], str]:
-    """One of ``words``, as the type of an argument whose help would be too long with choices."""
-
-    def word(text: str) -> str:
-        if text not in words:
-            raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(words)}")
-        return text
-
-    return word

@@ -43,8 +43,8 @@ def blocklayer(*arguments: str | Path) -> Outcome:
 def qemu(*arguments: str | Path) -> Outcome:
     """Run ``qemu-img``."""
     command = ["qemu-img", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
-    return Outcome(done.returncode, done.stdout, done.stderr)
+    done = subprocess.run(command, capture_output=True, timeout=TIMEOUT_S, check=False)
+    return Outcome(done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
 def assert_same(*arguments: str | Path) -> Outcome:

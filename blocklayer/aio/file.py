@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from blocklayer.aio import direct
@@ -23,6 +24,7 @@ from blocklayer.base.modes import CacheMode, Permission, Preallocation
 from blocklayer.base.units import MIB
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Self
 
     from blocklayer.aio.engine import Engine
@@ -147,8 +149,11 @@ class File:
                 await self.engine.call(direct.write_direct, *args, weight=len(data))
             else:
                 await self.engine.write(self.fd, (data,), offset, durable=durable)
-        except IOFailedError as error:
-            raise self._named(error, "write", offset, len(data)) from None
+        except BaseException as error:
+            self._measure()
+            if isinstance(error, IOFailedError):
+                raise self._named(error, "write", offset, len(data)) from None
+            raise
         finally:
             self._run = None
         self.size = max(self.size, offset + len(data))
@@ -160,26 +165,24 @@ class File:
 
         Raises ``UnsupportedError`` instead of writing if ``fallback`` is false.
         """
-        self._run = None
-        inside = min(length, max(0, self.size - offset))
-        zeroed = (may_unmap and await self._try_punch(offset, inside)) or await self._try_zero_range(offset, length)
-        if not zeroed and not fallback:
-            message = "the file system has no fast way to write zeroes"
-            raise UnsupportedError(message, filename=self.path, offset=offset, length=length)
-        if not zeroed:
-            for start in range(0, length, MIB):
-                await self.write(offset + start, ZEROES[: min(MIB, length - start)])
-        self._run = None
-        if offset + length > self.size:
-            await self._extend(offset + length)
+        with self._changing():
+            inside = min(length, max(0, self.size - offset))
+            zeroed = (may_unmap and await self._try_punch(offset, inside)) or await self._try_zero_range(offset, length)
+            if not zeroed and not fallback:
+                message = "the file system has no fast way to write zeroes"
+                raise UnsupportedError(message, filename=self.path, offset=offset, length=length)
+            if not zeroed:
+                for start in range(0, length, MIB):
+                    await self.write(offset + start, ZEROES[: min(MIB, length - start)])
+            if offset + length > self.size:
+                await self._extend(offset + length)
         if durable or self._write_through:
             await self.flush()
 
     async def discard(self, offset: int, length: int) -> None:
         """Give the range's space back, where the file system can; it reads as zeroes then."""
-        self._run = None
-        await self._try_punch(offset, min(length, max(0, self.size - offset)))
-        self._run = None
+        with self._changing():
+            await self._try_punch(offset, min(length, max(0, self.size - offset)))
 
     async def _try_punch(self, offset: int, length: int) -> bool:
         if not self._punch:
@@ -212,18 +215,18 @@ class File:
     async def truncate(self, size: int, preallocation: Preallocation = Preallocation.OFF) -> None:
         """Cut or extend; FALLOC reserves what is new, FULL writes it."""
         old = self.size
-        self._run = None
         if self.is_device:
             if size > old:
                 raise UnsupportedError(f"a block device of {old} bytes cannot grow to {size}", filename=self.path)
             return
-        try:
-            if size > old and preallocation is Preallocation.FALLOC:
-                await self.engine.allocate(self.fd, 0, old, size - old)
-            await self.engine.call(os.ftruncate, self.fd, size)
-        except IOFailedError as error:
-            raise self._named(error, "truncate", size, None) from None
-        self.size = size
+        with self._changing():
+            try:
+                if size > old and preallocation is Preallocation.FALLOC:
+                    await self.engine.allocate(self.fd, 0, old, size - old)
+                await self.engine.call(os.ftruncate, self.fd, size)
+            except IOFailedError as error:
+                raise self._named(error, "truncate", size, None) from None
+            self.size = size
         if preallocation is Preallocation.FULL:
             for start in range(old, size, MIB):
                 await self.write(start, ZEROES[: min(MIB, size - start)])
@@ -242,9 +245,10 @@ class File:
 
     async def copy_range_to(self, target: File, source_offset: int, target_offset: int, length: int) -> bool:
         """Let the kernel copy between two files; False if it will not, and then anything may be in the target's range."""
-        target._run = None  # noqa: SLF001 - same class
+        args = (self.fd, target.fd, source_offset, target_offset, length)
         try:
-            await self.engine.call(_copy_range, self.fd, target.fd, source_offset, target_offset, length, weight=length)
+            with target._changing():  # noqa: SLF001 - same class
+                await self.engine.call(_copy_range, *args, weight=length)
         except IOFailedError as error:
             if error.errno in COPY_RANGE_ERRNOS:
                 return False
@@ -266,10 +270,31 @@ class File:
         known = self.try_block_status(offset, length)
         if known is not None:
             return known
+        asked = self._run = (False, offset, offset)  # holds no byte; changes of the file put None in its place
         is_data, end = await self.engine.call(_seek, self.fd, offset, self.size)
         end = max(end, offset + 1)
-        self._run = (is_data, offset, end)
+        if self._run is asked:
+            self._run = (is_data, offset, end)
         return is_data, min(length, end - offset)
+
+    # -- helpers -----------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Around whatever changes content or size: what was known of the file holds no longer."""
+        self._run = None
+        try:
+            yield
+        except BaseException:
+            self._measure()
+            raise
+        finally:
+            self._run = None
+
+    def _measure(self) -> None:
+        """A change failed or was cancelled, and may have happened in part or as a whole all the same."""
+        if not self.is_device:
+            self.size = os.fstat(self.fd).st_size
 
     def _named(self, error: IOFailedError, action: str, offset: int | None, length: int | None) -> IOFailedError:
         os_error = OSError(error.errno, os.strerror(error.errno or errno.EIO))

@@ -31,7 +31,6 @@ OWED = {
     "blocklayer/aio/file.py",
     "blocklayer/aio/locking.py",
     "blocklayer/cli/backup.py",
-    "blocklayer/cli/check.py",
     "blocklayer/cli/common.py",
     "blocklayer/cli/create.py",
     "blocklayer/cli/demo.py",

@@ -13,7 +13,6 @@ from typing import NoReturn
 from blocklayer.base.errors import OptionError
 from blocklayer.base.units import parse_size
 
-
 _HEX = re.compile(r"0x[0-9a-f]+", re.IGNORECASE)
 
 

@@ -31,30 +31,28 @@ async def repair_refcounts(image: ImageFile) -> None:
 async def repair_image(image: ImageFile, result: CheckResult, *, leaks_only: bool = False) -> tuple[int, int]:
     """Make refcounts and COPIED flags fit the references; answers the leaks and the corruptions that were repaired.
 
-    ``leaks_only`` lowers what is too high and leaves the rest. If nothing wrong is left, the dirty and corrupt bits are
-    cleared. ``result`` is what ``check_image`` has just answered; it is used up. Raises ``CorruptImageError`` if mappings
-    are broken: then nothing was changed.
+    ``leaks_only`` lowers what is too high and leaves what is too low; flags are put right if all counts are then. If
+    nothing wrong is left, the dirty and corrupt bits are cleared. ``result`` is what ``check_image`` has just answered;
+    it is used up. Raises ``CorruptImageError`` if mappings are broken: then nothing was changed.
     """
     corruptions, leaks = result.repairable, result.leaks.count
     header = image.header
+    only_flags = result.counts.count == result.stale_flags
     if leaks_only:
         await _write(image, await _feed(image, plan_leaks(result)))
-        is_clean = not result.corruptions
-        corruptions = 0
-    else:
+    if only_flags or not leaks_only:
         await _write(image, await _feed(image, plan_flags(result)))
-        plan = plan_repair(result)
-        if plan is not None:
-            await _write(image, plan.steps())
-            header = plan.header
-        is_clean = True
+    if not leaks_only and (plan := plan_repair(result)) is not None:
+        await _write(image, plan.steps())
+        header = plan.header
+    is_clean = only_flags or not leaks_only
     cleared = Incompatible.DIRTY | Incompatible.CORRUPT if is_clean else Incompatible.NONE
     await image.write_header_now(
         refcount_table_offset=header.refcount_table_offset,
         refcount_table_clusters=header.refcount_table_clusters,
         incompatible=image.header.incompatible & ~cleared,
     )
-    return leaks, corruptions
+    return leaks, corruptions if is_clean else 0
 
 
 async def _feed(image: ImageFile, steps: Generator[ReadRequest, bytes, T]) -> T:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from blocklayer.aio import direct
-from blocklayer.aio.fallocate import KEEP_SIZE, PUNCH_HOLE, UNSUPPORTED_ERRNOS, ZERO_RANGE
+from blocklayer.aio.fallocate import KEEP_SIZE, PUNCH_HOLE, UNSUPPORTED_ERRNOS, ZERO_RANGE, fallocate
 from blocklayer.aio.locking import ImageLock, supported
 from blocklayer.base.buffers import ZEROES
 from blocklayer.base.errors import IOFailedError, UnsupportedError, from_os_error
@@ -77,7 +77,7 @@ class File:
 
         Raises ``MissingFileError``, ``AccessDeniedError`` and kin.
         """
-        flags = (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC
+        flags = (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC | os.O_NONBLOCK  # a pipe would wait for a peer
         flags |= (os.O_CREAT if create else 0) | (_DIRECT if cache.direct else 0)
         opened: list[int] = []
         try:
@@ -248,12 +248,16 @@ class File:
         args = (self.fd, target.fd, source_offset, target_offset, length)
         try:
             with target._changing():  # noqa: SLF001 - same class
-                await self.engine.call(_copy_range, *args, weight=length)
+                if not await self.engine.call(_copy_range, *args, weight=length):
+                    target._measure()  # noqa: SLF001 - same class
+                    return False
         except IOFailedError as error:
             if error.errno in COPY_RANGE_ERRNOS:
                 return False
             raise self._named(error, "copy", source_offset, length) from None
         target.size = max(target.size, target_offset + length)
+        if target._write_through:  # noqa: SLF001 - same class
+            await target.flush()
         return True
 
     # -- block status ------------------------------------------------------------------------------------------
@@ -326,8 +330,14 @@ def _close(opened: list[int]) -> None:
 
 
 def _extend(fd: int, size: int) -> None:
+    """Not by ``ftruncate``: it would cut off what another thread writes further back in the same moment."""
     if os.fstat(fd).st_size < size:
-        os.ftruncate(fd, size)
+        try:
+            fallocate(fd, 0, size - 1, 1)
+        except OSError as error:
+            if error.errno not in UNSUPPORTED_ERRNOS:
+                raise
+            os.pwrite(fd, b"\0", size - 1)
 
 
 def _seek(fd: int, offset: int, size: int) -> tuple[bool, int]:
@@ -341,10 +351,11 @@ def _seek(fd: int, offset: int, size: int) -> tuple[bool, int]:
     return True, min(os.lseek(fd, offset, os.SEEK_HOLE), size)
 
 
-def _copy_range(source: int, target: int, source_offset: int, target_offset: int, length: int) -> None:
+def _copy_range(source: int, target: int, source_offset: int, target_offset: int, length: int) -> bool:
+    """False if the source ends before ``length``."""
     while length:
         count = os.copy_file_range(source, target, length, source_offset, target_offset)
         if not count:
-            os.ftruncate(target, max(os.fstat(target).st_size, target_offset + length))
-            return
+            return False
         source_offset, target_offset, length = source_offset + count, target_offset + count, length - count
+    return True

@@ -32,7 +32,6 @@ OWED = {
     "blocklayer/aio/locking.py",
     "blocklayer/cli/backup.py",
     "blocklayer/cli/common.py",
-    "blocklayer/cli/create.py",
     "blocklayer/cli/demo.py",
     "blocklayer/cli/demo_disk.py",
     "blocklayer/cli/main.py",

@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 from blocklayer.aio import direct
@@ -213,7 +213,7 @@ class File:
         self.size = max(self.size, size)
 
     async def truncate(self, size: int, preallocation: Preallocation = Preallocation.OFF) -> None:
-        """Cut or extend; FALLOC reserves what is new, FULL writes it."""
+        """Cut or extend; FALLOC reserves what is new, FULL writes it. If growing fails the file is as long as before."""
         old = self.size
         if self.is_device:
             if size > old:
@@ -224,12 +224,15 @@ class File:
                 if size > old and preallocation is Preallocation.FALLOC:
                     await self.engine.allocate(self.fd, 0, old, size - old)
                 await self.engine.call(os.ftruncate, self.fd, size)
+                if preallocation is Preallocation.FULL:
+                    for start in range(old, size, MIB):
+                        await self.write(start, ZEROES[: min(MIB, size - start)])
             except IOFailedError as error:
+                if size > old:
+                    with suppress(IOFailedError):
+                        await self.engine.call(os.ftruncate, self.fd, old)
                 raise self._named(error, "truncate", size, None) from None
             self.size = size
-        if preallocation is Preallocation.FULL:
-            for start in range(old, size, MIB):
-                await self.write(start, ZEROES[: min(MIB, size - start)])
 
     async def flush(self) -> None:
         """Make completed writes durable; nothing in cache mode "unsafe"."""

@@ -28,7 +28,6 @@ TESTED_ELSEWHERE = {
 OWED = {
     "blocklayer/__main__.py",
     "blocklayer/aio/direct.py",
-    "blocklayer/aio/file.py",
     "blocklayer/aio/locking.py",
     "blocklayer/cli/backup.py",
     "blocklayer/cli/common.py",

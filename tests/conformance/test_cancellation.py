@@ -11,7 +11,7 @@ import blocklayer
 from blocklayer.base.modes import WriteFlags
 from tests.conformance.suite import KIB, Can, bench, drivers_that, either, every_driver, noise
 
-STEPS = range(12)
+STEPS = range(8)
 """How often the event loop goes round before a request is cancelled."""
 
 

@@ -52,7 +52,7 @@ class File:
         self._direct, self._write_through, self._no_flush = cache.direct, cache.write_through, cache.no_flush
         self._nowait = bool(_NOWAIT) and not cache.direct
         self._nowait_flag = _NOWAIT
-        self._punch = self._zero_range = True
+        self._refused: set[int] = set()  # modes of fallocate that the file system does not know
         self._failed_flush: IOFailedError | None = None
         self._run: tuple[bool, int, int] | None = None  # last answer of _seek: (is_data, start, end)
         self._closed = False
@@ -167,7 +167,8 @@ class File:
         """
         with self._changing():
             inside = min(length, max(0, self.size - offset))
-            zeroed = (may_unmap and await self._try_punch(offset, inside)) or await self._try_zero_range(offset, length)
+            zeroed = may_unmap and await self._try_punch(offset, inside)
+            zeroed = zeroed or await self._try_allocate(ZERO_RANGE, offset, length)
             if not zeroed and not fallback:
                 message = "the file system has no fast way to write zeroes"
                 raise UnsupportedError(message, filename=self.path, offset=offset, length=length)
@@ -185,25 +186,21 @@ class File:
             await self._try_punch(offset, min(length, max(0, self.size - offset)))
 
     async def _try_punch(self, offset: int, length: int) -> bool:
-        if not self._punch:
-            return False
-        if length <= 0:
-            return True
-        self._punch = await self._try_allocate(PUNCH_HOLE | KEEP_SIZE, offset, length)
-        return self._punch
-
-    async def _try_zero_range(self, offset: int, length: int) -> bool:
-        if self._zero_range:
-            self._zero_range = await self._try_allocate(ZERO_RANGE, offset, length)
-        return self._zero_range
+        mode = PUNCH_HOLE | KEEP_SIZE
+        return await self._try_allocate(mode, offset, length) if length > 0 else mode not in self._refused
 
     async def _try_allocate(self, mode: int, offset: int, length: int) -> bool:
+        """``fallocate``, or False where it cannot do this."""
+        if mode in self._refused:
+            return False
         try:
             await self.engine.allocate(self.fd, mode, offset, length)
         except IOFailedError as error:
-            if error.errno in UNSUPPORTED_ERRNOS:
-                return False
-            raise self._named(error, "fallocate", offset, length) from None
+            if error.errno not in UNSUPPORTED_ERRNOS:
+                raise self._named(error, "fallocate", offset, length) from None
+            if error.errno != errno.EINVAL:  # that is the range: a device wants whole blocks
+                self._refused.add(mode)
+            return False
         return True
 
     async def _extend(self, size: int) -> None:

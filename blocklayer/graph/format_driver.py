@@ -213,23 +213,38 @@ class FormatDriver(Driver):
             offset, data = offset + done, data[done:]
 
     async def _write_allocating(self, offset: int, data: memoryview) -> int:
+        """Write a first part of ``data`` to new room; answers its length, 0 if somebody made room while we waited."""
         start = align_down(offset, self.unit)
-        end = align_up(offset + len(data), self.unit)
-        async with self._locks.hold(start, end - start):
-            if (await self.map(offset, len(data))).in_place:
-                return 0  # somebody allocated it while we waited
+        length = align_up(offset + len(data), self.unit) - start
+        hold = self._locks.try_hold(start, length)
+        waited = hold is None
+        if hold is None:
+            hold = await self._locks.acquire(start, length)
+        try:
+            if waited and (await self.map(offset, len(data))).in_place:
+                return 0
             token = self.grace.enter()
             try:
-                allocation = await self.allocate(offset, len(data))
-                try:
-                    data = data[: allocation.offset + allocation.length - offset]
-                    await self._fill(allocation, offset, data)
-                except BaseException:
-                    allocation.abort()
-                    raise
-                allocation.publish()
+                return await self._write_to_new_room(offset, data)
             finally:
                 self.grace.leave(token)
+        finally:
+            self._locks.release(hold)
+
+    async def _write_to_new_room(self, offset: int, data: memoryview) -> int:
+        allocation = await self.allocate(offset, len(data))
+        try:
+            room = allocation.offset + allocation.length - offset
+            if room < len(data):
+                data = data[:room]
+            if room == len(data) and allocation.offset == offset:
+                await allocation.child.write(allocation.host_offset, data)
+            else:
+                await self._fill(allocation, offset, data)
+        except BaseException:
+            allocation.abort()
+            raise
+        allocation.publish()
         return len(data)
 
     async def _fill(self, allocation: Allocation, offset: int, data: memoryview) -> None:
@@ -239,10 +254,8 @@ class FormatDriver(Driver):
         tail = await self._old_data(Range(behind, allocation.offset + allocation.length - behind))
         if allocation.zeroed and is_zero(head) and is_zero(tail):
             await allocation.child.write(allocation.host_offset + len(head), data)
-        elif head or tail:
-            await allocation.child.write(allocation.host_offset, memoryview(b"".join((head, data, tail))))
         else:
-            await allocation.child.write(allocation.host_offset, data)
+            await allocation.child.write(allocation.host_offset, memoryview(b"".join((head, data, tail))))
 
     async def _old_data(self, old: Range) -> bytearray:
         data = bytearray(old.length)

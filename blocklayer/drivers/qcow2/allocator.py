@@ -111,19 +111,27 @@ class Allocator:
 
     # -- taking --------------------------------------------------------------------------------------------------
 
+    def try_take(self, count: int) -> Clusters | None:
+        """As ``take``, at once; None if that takes a block from the file, or a new one."""
+        region, index = divmod(self._next, self._geometry.refcount_block_entries)
+        table = self._blocks.get(region)
+        if table is None or self._lock.locked():
+            return None
+        found = table.block.find_free(index, 1)
+        if found is None:
+            return None
+        return self._take(region, table, found, table.block.free_run(found, count))
+
     async def take(self, count: int) -> Clusters:
-        """Up to ``count`` clusters in a row, at least one."""
+        """Up to ``count`` clusters in a row, at least one: the first ones that are free."""
         async with self._lock:
             while True:
                 region, index = divmod(self._next, self._geometry.refcount_block_entries)
                 table = await self._region(region)
-                block = table.block
-                found = block.find_free(index, 1)
-                if found is None:
-                    self._next = (region + 1) * self._geometry.refcount_block_entries
-                    continue
-                free = block.free_run(found, count)
-                return self._take(region, table, found, free)
+                found = table.block.find_free(index, 1)
+                if found is not None:
+                    return self._take(region, table, found, table.block.free_run(found, count))
+                self._next = (region + 1) * self._geometry.refcount_block_entries
 
     async def take_exactly(self, count: int) -> Clusters:
         """``count`` clusters in a row (for tables)."""
@@ -135,17 +143,17 @@ class Allocator:
                 table = await self._region(region)
                 found = table.block.find_free(index, min(count, entries))
                 if found is not None and count <= entries:
-                    return self._take(region, table, found, count)
+                    return self._take(region, table, found, count, skipped_free=True)
                 if count >= entries:  # a fresh region has its own block in front
                     return await self._take_behind(count)
                 position = (region + 1) * entries
 
-    def _take(self, region: int, table: BlockTable, index: int, count: int) -> Clusters:
+    def _take(self, region: int, table: BlockTable, index: int, count: int, *, skipped_free: bool = False) -> Clusters:
         first = region * self._geometry.refcount_block_entries + index
         self._check_place(first, count)
         table.block.add(index, count, 1)
         table.touch_counters(index, count)
-        if first <= self._next:
+        if first <= self._next or not skipped_free:
             self._next = first + count
         return self._clusters(first, count)
 

@@ -122,7 +122,8 @@ def drop(driver: Qcow2Driver, entry: int) -> None:
 
 async def allocate(driver: Qcow2Driver, offset: int, length: int) -> ClusterAllocation:
     """Room for a write; reserved room is used where there is some."""
-    table = await driver.l2.writable_table(offset >> driver.geometry.l1_shift)
+    l1_index = offset >> driver.geometry.l1_shift
+    table = driver.l2.try_writable_table(l1_index) or await driver.l2.writable_table(l1_index)
     try:
         return await _allocate_in(driver, table, offset, length)
     except BaseException:
@@ -146,7 +147,8 @@ async def _allocate_in(driver: Qcow2Driver, table: WordTable, offset: int, lengt
         low, high = start, align_up(high, geometry.cluster_size)
     if geometry.data_file:
         return ClusterAllocation(driver, table, low, high - low, host=start, taken=None)
-    taken = await driver.allocator.take(geometry.clusters_for(high - start))
+    count = geometry.clusters_for(high - start)
+    taken = driver.allocator.try_take(count) or await driver.allocator.take(count)
     high = min(high, start + taken.count * geometry.cluster_size)
     return ClusterAllocation(driver, table, low, high - low, host=taken.offset, taken=taken)
 

@@ -77,6 +77,14 @@ class L2Tables:
             if self._image.places.meet(words if step == 1 else words[::step]):
                 raise CorruptImageError(f"L2 table {l1_index} maps guest data onto metadata of the image")
 
+    def try_writable_table(self, l1_index: int) -> WordTable | None:
+        """As ``writable_table``, at once: the table is cached, and the image's own."""
+        table = self.cached.get(l1_index)
+        if table is None or not self.l1.words[l1_index] & COPIED:
+            return None
+        table.pins += 1
+        return table
+
     async def writable_table(self, l1_index: int) -> WordTable:
         """The L2 table, pinned, made or copied if need be. Give it to ``unpin`` afterwards."""
         async with self._lock:

@@ -2,10 +2,10 @@
 
 A hop to a thread and back costs 40 to 100 us, whether it carries one request or sixty. So requests are collected during
 one tick of the event loop and handed over together: one queue item, one wake-up, one ``call_soon_threadsafe`` when the
-batch is done. Requests of 128 KiB or more take long enough to pay for their own hop and go one by one, so that two of
-them run on two cores (the copying releases the GIL).
+batch is done. What takes long enough to pay for a hop, 128 KiB, does not wait for the end of the tick, neither alone nor
+as the sum of smaller requests: so copying, which releases the GIL, runs on two cores.
 
-    event loop    run() ... run() | end of tick: _hand_over       _complete: futures get their results
+    event loop    run() ... run() | end of tick, or enough: _hand_over       _complete: futures get their results
     queue                         +--> [small, small, small], [large], [large]
     worker                              function(*args) each --> call_soon_threadsafe(_complete, batch)
 
@@ -36,7 +36,7 @@ WORKERS: Final = 4
 """Threads of an engine. Cached I/O is bound by two cores; a few more let slow devices overlap requests."""
 
 LARGE: Final = 128 * KIB
-"""From this weight on an operation is handed over alone."""
+"""Bytes that make a batch: the weight of a single operation, or the sum of small ones."""
 
 
 class _Operation:
@@ -65,6 +65,7 @@ class ThreadEngine(Engine):
         self._loop = asyncio.get_running_loop()
         self._queue: SimpleQueue[list[_Operation] | None] = SimpleQueue()
         self._collected: list[_Operation] = []
+        self._weight = 0  # of what is collected
         self._in_flight = 0
         self._batches = 0  # handed over and not completed: each may be blocking a thread
         self._workers = workers
@@ -128,10 +129,16 @@ class ThreadEngine(Engine):
         if self._closed:
             raise StateError("the I/O engine is closed")
         operation = _Operation(self._loop.create_future(), function, args, weight)
-        if not self._collected:
-            self._loop.call_soon(self._hand_over)
-        self._collected.append(operation)
         self._in_flight += 1
+        if weight >= LARGE:
+            self._put([operation])
+        else:
+            if not self._collected:
+                self._loop.call_soon(self._hand_over)
+            self._collected.append(operation)
+            self._weight += weight
+            if self._weight >= LARGE:
+                self._hand_over()
         try:
             return await operation.future
         except asyncio.CancelledError:
@@ -151,23 +158,19 @@ class ThreadEngine(Engine):
                 continue
 
     def _hand_over(self) -> None:
-        """End of the tick: small operations as one batch, large ones each on their own."""
-        collected, self._collected = self._collected, []
-        small: list[_Operation] = []
-        for operation in collected:
-            if operation.future.done():  # cancelled in this tick
-                continue
+        """The tick has ended, or enough has come together: it becomes a batch, but for what was cancelled meanwhile."""
+        collected, self._collected, self._weight = self._collected, [], 0
+        batch = [operation for operation in collected if not operation.future.done()]
+        if batch:
+            self._put(batch)
+
+    def _put(self, batch: list[_Operation]) -> None:
+        for operation in batch:
             operation.handed_over = True
             operation.result = _PENDING
-            if operation.weight < LARGE:
-                small.append(operation)
-            else:
-                self._queue.put([operation])
-                self._batches += 1
-        if small:
-            self._queue.put(small)
-            self._batches += 1
-        while len(self._threads) < min(self._workers, self._batches):
+        self._queue.put(batch)
+        self._batches += 1
+        if len(self._threads) < min(self._workers, self._batches):
             thread = threading.Thread(target=self._work, name="blocklayer-io", daemon=True)
             self._threads.append(thread)
             thread.start()

@@ -37,8 +37,6 @@ OWED = {
     "blocklayer/drivers/faults.py",
     "blocklayer/drivers/file.py",
     "blocklayer/drivers/filter.py",
-    "blocklayer/drivers/memory.py",
-    "blocklayer/drivers/null.py",
     "blocklayer/drivers/qcow2/changes.py",
     "blocklayer/drivers/qcow2/create.py",
     "blocklayer/drivers/qcow2/driver.py",

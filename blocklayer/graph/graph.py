@@ -11,12 +11,14 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import aiofiles
 import anyio
 
+from blocklayer.aio.shield import to_the_end
 from blocklayer.base.errors import (
     BlockError,
     ChainError,
@@ -90,6 +92,7 @@ class Graph:
         self._names_made = 0
         self._tasks: anyio.abc.TaskGroup | None = None
         self._supervisor: asyncio.Task[None] | None = None
+        self._releasing: set[asyncio.Task[None]] = set()
         self._closing: list[Callable[[], Awaitable[None]]] = []
 
     # -- life --------------------------------------------------------------------------------------------------
@@ -112,27 +115,31 @@ class Graph:
 
     async def close(self) -> None:
         """Cancel and await all tasks, then close all nodes. Closing twice is fine; the first error is raised at the end."""
-        with anyio.CancelScope(shield=True):
-            errors: list[BlockError] = []
-            while self._closing:
-                await self._closing.pop()()
-            if self._supervisor is not None:
-                self._supervisor.cancel()
-                await asyncio.wait([self._supervisor])
-                self._supervisor = self._tasks = None
-            for edges in self._callers.values():
-                for edge in edges:
-                    edge.detach()
-            self._callers.clear()
-            while unused := [node for node in self._nodes.values() if not node.parents]:
-                for node in unused:
-                    try:
-                        await self.release_unused(node)
-                    except BlockError as error:
-                        errors.append(error)
-            if self._engine is not None:
-                await self._engine.close()
-                self._engine = None
+        await to_the_end(self._close())
+
+    async def _close(self) -> None:
+        errors: list[BlockError] = []
+        while self._closing:
+            await self._closing.pop()()
+        if self._supervisor is not None:
+            self._supervisor.cancel()
+            await asyncio.wait([self._supervisor])
+            self._supervisor = self._tasks = None
+        for edges in self._callers.values():
+            for edge in edges:
+                edge.detach()
+        self._callers.clear()
+        while unused := [node for node in self._nodes.values() if not node.parents]:
+            for node in unused:
+                try:
+                    await self.release_unused(node)
+                except BlockError as error:
+                    errors.append(error)
+        while self._releasing:
+            await asyncio.wait(self._releasing)
+        if self._engine is not None:
+            await self._engine.close()
+            self._engine = None
         if errors:
             raise errors[0]
 
@@ -273,8 +280,7 @@ class Graph:
                 await driver.close()
                 raise OptionError(f"driver {driver_class.name!r} takes no child {unused.pop()!r}")
         except BaseException:
-            with anyio.CancelScope(shield=True):
-                await self._drop(list(opener.opened.values()))
+            await to_the_end(self._drop(list(opener.opened.values())))
             raise
         driver.children = opener.opened
         node = Node(name, driver, replace(opener.options, node_name=name), self._give_back)
@@ -283,6 +289,8 @@ class Graph:
         )
         for edge in opener.opened.values():
             edge.owner = node
+        for _ in range(owner.drained):
+            node.drain_begin()
         self._nodes[name] = node
         return node
 
@@ -346,14 +354,10 @@ class Graph:
             await driver.create(wanted, CreateContext(name, create_file, backing_size))
             for edge in edges:
                 await edge.flush()
+            await self._drop(edges)
         except BaseException:
-            with anyio.CancelScope(shield=True):
-                await self._drop(edges)
-                for edge in edges:
-                    if edge.node.filename is not None:
-                        await asyncio.to_thread(_remove_quietly, edge.node.filename)
+            await to_the_end(self._drop_and_remove(edges))
             raise
-        await self._drop(edges)
 
     # -- letting go --------------------------------------------------------------------------------------------
 
@@ -373,24 +377,43 @@ class Graph:
 
     async def release_unused(self, node: Node) -> None:
         """Flush and close ``node`` if nobody holds it, then what it held. The node is gone even if flushing failed."""
-        if node.parents or node.closed or node.name not in self._nodes:
+        if node.parents or node.closed:
             return
-        with anyio.CancelScope(shield=True):
-            del self._nodes[node.name]
+        del self._nodes[node.name]
+        node.path.closed = True
+        release = asyncio.create_task(self._release(node), name=f"release {node.name}")
+        self._releasing.add(release)
+        release.add_done_callback(self._releasing.discard)
+        await to_the_end(release)
+
+    async def _release(self, node: Node) -> None:
+        try:
+            await node.path.settle()
+        finally:
             try:
-                await node.path.requests.wait_idle()
-                await node.path.flush()
+                await node.driver.close()
             finally:
-                node.path.closed = True
-                try:
-                    await node.driver.close()
-                finally:
-                    await self._drop(list(node.children.values()))
+                await self._drop(list(node.children.values()))
 
     async def _drop(self, edges: list[Child]) -> None:
+        """Let go of all ``edges``, whatever fails on the way; raises the first error."""
+        errors: list[BlockError] = []
         for edge in edges:
             edge.detach()
-            await self.release_unused(edge.node)
+            try:
+                await self.release_unused(edge.node)
+            except BlockError as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
+
+    async def _drop_and_remove(self, edges: list[Child]) -> None:
+        """The same for files that were not finished: they are removed, and what closing them says is of no interest."""
+        with suppress(BlockError):
+            await self._drop(edges)
+        for edge in edges:
+            if edge.node.filename is not None:
+                await asyncio.to_thread(_remove_quietly, edge.node.filename)
 
 
 def _remove_quietly(path: str) -> None:

@@ -52,19 +52,23 @@ class PendingOwner:
         """Stand in for the node called ``name``."""
         self.name = name
         self.driver = driver
+        self.drained = 0
+        """How many drained sections of its children are under way; the node takes them over."""
 
     def describe(self) -> str:
         """Like the node it stands for."""
         return f"node {self.name!r}"
 
     def drain_begin(self) -> None:
-        """Nothing can be in flight."""
+        """Nothing can be in flight, but the node must know when it is there."""
+        self.drained += 1
 
     async def drain_wait(self) -> None:
         """Nothing can be in flight."""
 
     def drain_end(self) -> None:
-        """Nothing can be in flight."""
+        """Undo one ``drain_begin``."""
+        self.drained -= 1
 
 
 @dataclass(frozen=True, slots=True)

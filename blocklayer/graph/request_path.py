@@ -143,7 +143,7 @@ class RequestPath:
             request = Request(RequestKind.WRITE, offset, len(data), flags)
             await self._run_write(request, self.statistics.write, self._write_compressed, data)
             if self.driver.handles_fua and (self._write_through or WriteFlags.FUA in flags):
-                await self.flush()  # drivers take FUA with plain writes only
+                await self._flush()  # drivers take FUA with plain writes only
 
     async def write_zeroes(
         self, offset: int, length: int, flags: WriteFlags = _NO_FLAGS, *, grow: bool = False
@@ -199,7 +199,7 @@ class RequestPath:
         counters.record(length, perf_counter() - started)
         self.statistics.wrote(offset + length)
         if not is_plain and (self._write_through or WriteFlags.FUA in flags) and not self.driver.handles_fua:
-            await self.flush()
+            await self._flush()
 
     def _passed(self, flags: WriteFlags) -> WriteFlags:
         """What the driver gets to see of a request's flags."""
@@ -262,6 +262,14 @@ class RequestPath:
     async def flush(self) -> None:
         """Make all writes that completed before this call durable; nothing happens if none did since the last flush."""
         self._check_open()
+        await self._flush()
+
+    async def settle(self) -> None:
+        """After ``closed`` is set: wait for the requests in flight, and flush."""
+        await self.requests.wait_idle()
+        await self._flush()
+
+    async def _flush(self) -> None:
         if self.options.read_only:
             return
         wanted = self._write_generation

@@ -27,7 +27,6 @@ TESTED_ELSEWHERE = {
 
 OWED = {
     "blocklayer/__main__.py",
-    "blocklayer/aio/direct.py",
     "blocklayer/aio/locking.py",
     "blocklayer/cli/backup.py",
     "blocklayer/cli/common.py",

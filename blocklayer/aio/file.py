@@ -234,6 +234,14 @@ class File:
                 raise self._named(error, "truncate", size, None) from None
             self.size = size
 
+    async def _write_new(self, old: int, size: int) -> None:
+        """Zeroes in all blocks from ``old`` to ``size``; the one that ``old`` is in has room already."""
+        end = align_up(size, self.request_alignment)
+        for start in range(align_up(old, self.request_alignment), end, MIB):
+            await self.write(start, ZEROES[: min(MIB, end - start)])
+        if end > size:
+            await self.engine.call(os.ftruncate, self.fd, size)
+
     async def flush(self) -> None:
         """Make completed writes durable; nothing in cache mode "unsafe"."""
         if self._no_flush or self.read_only:
@@ -318,6 +326,8 @@ def _open(path: str, flags: int, is_direct: bool, opened: list[int]) -> tuple[in
         mode = os.fstat(fd).st_mode
         if stat.S_ISDIR(mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+            raise OSError(errno.ENOTBLK, os.strerror(errno.ENOTBLK))
         size = os.lseek(fd, 0, os.SEEK_END)
         alignment = direct.probe_alignment(fd) if is_direct else (1, 1)
     except BaseException:

@@ -123,8 +123,10 @@ class Child:
         await self.node.path.flush()
 
     async def truncate(self, size: int, preallocation: Preallocation = Preallocation.OFF) -> None:
-        """Change the node's size."""
+        """Change the node's size, if the edge may."""
         self._check_writer(size)
+        if not self._resize:
+            raise ReadOnlyError(f"{self.describe()} may not resize it", node=self.node.name)
         await self.node.path.truncate(size, preallocation)
 
     async def block_status(self, offset: int, length: int) -> Extent:

@@ -47,8 +47,6 @@ OWED = {
     "blocklayer/drivers/raw.py",
     "blocklayer/drivers/throttle.py",
     "blocklayer/graph/block_status.py",
-    "blocklayer/graph/child.py",
-    "blocklayer/graph/driver.py",
     "blocklayer/graph/format_driver.py",
     "blocklayer/graph/graph.py",
     "blocklayer/graph/opener.py",

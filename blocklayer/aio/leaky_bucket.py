@@ -70,12 +70,10 @@ class LeakyBucket:
         capacity = limits.average * BASE_S
         if limits.burst_max:
             capacity = limits.burst_max * limits.burst_length_s
-        excess = self._level - capacity
-        if excess > 0:
-            return excess / limits.average
+        wait = (self._level - capacity) / limits.average
         if limits.burst_length_s > 1:
-            excess = self._burst - limits.burst_max * BASE_S
-        return excess / limits.burst_max if excess > 0 else 0.0
+            wait = max(wait, (self._burst - limits.burst_max * BASE_S) / limits.burst_max)
+        return max(wait, 0.0)
 
     def pour(self, units: float, now: float) -> None:
         """A request of ``units`` passes."""

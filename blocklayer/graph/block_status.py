@@ -59,7 +59,8 @@ async def allocation_status(top: Node, offset: int, length: int, *, base: Node |
         message = f"request outside the node's {top.size} bytes"
         raise OutOfRangeError(message, node=top.name, offset=offset, length=length)
     above = top
-    for depth, layer in enumerate(layers(top, base)):
+    chain = layers(top) if base is None else tuple(layers(top, base))  # all of it, so that a wrong base is found
+    for depth, layer in enumerate(chain):
         inside = layer.size - offset
         if inside <= 0:
             return Extent(offset, length, ExtentKind.ZERO, depth - 1, above.name, present=False)

@@ -46,7 +46,6 @@ OWED = {
     "blocklayer/drivers/qcow2/resize.py",
     "blocklayer/drivers/raw.py",
     "blocklayer/drivers/throttle.py",
-    "blocklayer/graph/block_status.py",
     "blocklayer/graph/format_driver.py",
     "blocklayer/graph/graph.py",
     "blocklayer/graph/opener.py",

@@ -34,7 +34,6 @@ OWED = {
     "blocklayer/cli/demo_disk.py",
     "blocklayer/cli/main.py",
     "blocklayer/drivers/faults.py",
-    "blocklayer/drivers/file.py",
     "blocklayer/drivers/filter.py",
     "blocklayer/drivers/qcow2/changes.py",
     "blocklayer/drivers/qcow2/create.py",

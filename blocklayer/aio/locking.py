@@ -66,6 +66,8 @@ class ImageLock:
         except OSError as error:
             for byte in fresh:
                 _set(self._fd, byte, fcntl.F_UNLCK)
+            if error.errno in (errno.EAGAIN, errno.EACCES) and not isinstance(error, LockedError):
+                raise self._conflict("Failed to take a lock") from None  # somebody holds a write lock on the bytes
             raise from_os_error(error, "lock", filename=self._filename) from None
         for byte in self._held - wanted:
             _set(self._fd, byte, fcntl.F_UNLCK)

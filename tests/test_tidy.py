@@ -28,7 +28,6 @@ TESTED_ELSEWHERE = {
 
 OWED = {
     "blocklayer/__main__.py",
-    "blocklayer/aio/locking.py",
     "blocklayer/cli/common.py",
     "blocklayer/cli/demo.py",
     "blocklayer/cli/demo_disk.py",

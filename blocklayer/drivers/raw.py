@@ -7,6 +7,7 @@ whoever guesses next would believe them.
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -56,6 +57,8 @@ class RawDriver(Driver):
         self._offset = options.offset
         self._size = options.size
         self._probe = probe
+        self._head = asyncio.Lock()
+        """Held from looking at the first sector until it is written: two writes may each be harmless alone."""
         self._whole = options.offset == 0 and options.size is None
         self.growable = self._whole and file.node.driver.growable
         self.limits = file.node.driver.limits
@@ -89,9 +92,12 @@ class RawDriver(Driver):
 
     async def write(self, offset: int, data: memoryview, flags: WriteFlags) -> None:
         """Write to the file."""
-        if self._probe is not None and offset < SECTOR:
+        if self._probe is None or offset >= SECTOR:
+            await self._file.write(self._offset + offset, data, flags)
+            return
+        async with self._head:
             await self._check_head(offset, data)
-        await self._file.write(self._offset + offset, data, flags)
+            await self._file.write(self._offset + offset, data, flags)
 
     async def _check_head(self, offset: int, data: memoryview) -> None:
         """Refuse to make the first sector look like another format."""
@@ -128,6 +134,8 @@ class RawDriver(Driver):
     async def copy_range_to(self, target: Driver, source_offset: int, target_offset: int, length: int) -> bool:
         """Let the storage copy, if both lie on such."""
         if isinstance(target, RawDriver):
+            if target._probe is not None and target_offset < SECTOR:  # noqa: SLF001 - same class
+                return False  # what is written there has to be looked at
             target_offset += target._offset  # noqa: SLF001 - same class
             target = target._file.node.driver  # noqa: SLF001 - as above
         return await self._file.node.driver.copy_range_to(target, self._offset + source_offset, target_offset, length)

@@ -42,7 +42,6 @@ OWED = {
     "blocklayer/drivers/qcow2/l2_tables.py",
     "blocklayer/drivers/qcow2/repair.py",
     "blocklayer/drivers/qcow2/resize.py",
-    "blocklayer/drivers/raw.py",
     "blocklayer/drivers/throttle.py",
     "blocklayer/graph/format_driver.py",
     "blocklayer/graph/graph.py",

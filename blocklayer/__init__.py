@@ -11,7 +11,6 @@ Importing it registers nothing and starts nothing.
 
 from __future__ import annotations
 
-from importlib.metadata import entry_points, version
 from typing import TYPE_CHECKING
 
 from blocklayer.aio.threads import ThreadEngine
@@ -72,7 +71,7 @@ if TYPE_CHECKING:
     from blocklayer.aio.engine import Engine
     from blocklayer.jobs.events import JobEvent
 
-__version__ = version("blocklayer")
+__version__ = "0.1.0"
 
 BUILT_IN_DRIVERS: Mapping[str, type[Driver]] = {
     driver.name: driver
@@ -132,6 +131,8 @@ class Graph(BareGraph):
 
 
 def _installed_driver(name: str) -> type[Driver] | None:
+    from importlib.metadata import entry_points  # noqa: PLC0415 - takes as long as all of our own modules
+
     for entry in entry_points(group="blocklayer.drivers", name=name):
         driver: type[Driver] = entry.load()
         return driver

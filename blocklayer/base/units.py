@@ -6,7 +6,6 @@ Suffixes are powers of 1024 as in QEMU: b (bytes), k, M, G, T, P, E, in either c
 from __future__ import annotations
 
 import re
-from fractions import Fraction
 
 from blocklayer.base.errors import OptionError
 
@@ -36,7 +35,8 @@ def parse_size(text: str | int) -> int:
         match = _SIZE.fullmatch(text)
         if match is None:
             raise OptionError(f"{text!r} is not a size; write bytes or a number with k, M, G, T, P or E")
-        value = int(Fraction(match[1]) * _FACTORS[(match[2] or "").lower()])
+        whole, _, part = match[1].partition(".")
+        value = int(whole + part) * _FACTORS[(match[2] or "").lower()] // 10 ** len(part)
     if not 0 <= value <= SIZE_MAX:
         raise OptionError(f"size {text!r} is outside 0 to {SIZE_MAX} bytes")
     return value

@@ -43,7 +43,6 @@ OWED = {
     "blocklayer/drivers/qcow2/repair.py",
     "blocklayer/drivers/qcow2/resize.py",
     "blocklayer/drivers/throttle.py",
-    "blocklayer/graph/format_driver.py",
     "blocklayer/graph/graph.py",
     "blocklayer/graph/opener.py",
 }

@@ -18,6 +18,7 @@ import anyio
 from blocklayer.base.errors import BlockError, TimedOutError
 from blocklayer.jobs.block_copy import BlockCopy, Failure
 from blocklayer.jobs.breath import Breather
+from blocklayer.jobs.give_up import GiveUp
 from blocklayer.jobs.survey import Content
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class BeforeWrite:
         self._surveyed = surveyed
         self._timeout_s = timeout_s
         self._spawn = spawn
-        self._scopes: dict[anyio.CancelScope, None] = {}
+        self._copying: dict[GiveUp, None] = {}
 
     async def save(self, offset: int, length: int) -> Failure | None:
         """Save the range's old data, or answer why that was not possible."""
@@ -65,8 +66,8 @@ class BeforeWrite:
         """Let nobody in any more and wait for copies in flight; ``abandon`` gives these up."""
         self.over = True
         if abandon:
-            for scope in self._scopes:
-                scope.cancel()
+            for work in self._copying:
+                work.now()
         await self._claims.wait_none()
 
     async def _save(self, first: int, last: int) -> Failure | None:
@@ -119,14 +120,14 @@ class BeforeWrite:
         return await self._perform_here(claim, content)
 
     async def _perform_here(self, claim: Claim, content: Content | None) -> Failure | None:
-        with anyio.CancelScope() as scope:
-            self._scopes[scope] = None
+        with GiveUp() as work:
+            self._copying[work] = None
             try:
                 if content is None and (self._surveyed or claim.last - claim.first > 1):
                     return await self._copy.perform_surveyed(claim)
                 return await self._copy.perform(claim, content or Content.DATA)
             finally:
-                del self._scopes[scope]
+                del self._copying[work]
         return None
 
     async def _detach(self, claim: Claim, content: Content | None) -> Failure | None:

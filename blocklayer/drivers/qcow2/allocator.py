@@ -330,6 +330,8 @@ class Allocator:
     ) -> None:
         """Lower the counts of clusters that one block counts. Counts that contradict stay: that is reported once."""
         try:
+            if self._image.holds_metadata(offset, count):
+                raise CorruptImageError("a mapping of guest data let go of clusters with metadata", offset=offset)
             if punch is not None:
                 for start, length in await self._last_references(offset, count):
                     await punch(start, length)

@@ -10,7 +10,7 @@ from array import array
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from blocklayer.base.errors import IOFailedError
+from blocklayer.base.errors import CorruptImageError, IOFailedError
 from blocklayer.base.ranges import align_down, align_up, split_aligned
 from blocklayer.codec.qcow2.entries import (
     ALL_ALLOCATED,
@@ -139,6 +139,8 @@ async def _allocate_in(driver: Qcow2Driver, table: WordTable, offset: int, lengt
         low = align_down(offset, geometry.subcluster_size)
         high = align_up(offset + run.length, geometry.subcluster_size)
         host = align_down(run.host_offset, geometry.cluster_size)
+        if driver.image.holds_metadata(host, geometry.clusters_for(high - start)):
+            raise CorruptImageError(f"zero clusters keep room at {host:#x}, where metadata are", offset=host)
         return ClusterAllocation(driver, table, low, high - low, host=host, taken=None)
     unit = geometry.subcluster_size if run.mapping in (Mapping.UNALLOCATED, Mapping.ZERO) else geometry.cluster_size
     low, high = align_down(offset, unit), align_up(offset + run.length, unit)

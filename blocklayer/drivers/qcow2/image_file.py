@@ -43,6 +43,8 @@ class ImageFile:
         self.failed_mapping: CorruptImageError | None = None
         self.places: MetadataPlaces | None = None
         """Where metadata lie; None if no mapping can do harm (read-only, or data in a file of their own)."""
+        self.claimed: frozenset[int] = frozenset()
+        """Offsets that L1 gives for its tables, although something else is there."""
         self._header_dirty = False
         self._header_on_disk = header
         self._lock = asyncio.Lock()
@@ -78,8 +80,9 @@ class ImageFile:
         self.places = places = MetadataPlaces(size)
         places.add(header.l1_table_offset, self.geometry.clusters_for(header.l1_size * 8))
         places.add(header.refcount_table_offset, header.refcount_table_clusters)
-        places.add_tables(l1)
         places.add_tables(refcount_table)
+        self.claimed = places.claimed(l1)
+        places.add_tables(l1)
 
     def note_metadata(self, offset: int, count: int = 1) -> None:
         """``count`` clusters from ``offset`` hold tables from now on."""
@@ -166,3 +169,21 @@ class ImageFile:
             if isinstance(outcome, BaseException):
                 raise outcome
         await self.file.flush()
+
+
+class Judged:
+    """``async with``: metadata that turn out to contradict each other inside mark the image corrupt."""
+
+    __slots__ = ("_image",)
+
+    def __init__(self, image: ImageFile) -> None:
+        """Holds nothing, so one serves all blocks, also at once."""
+        self._image = image
+
+    async def __aenter__(self) -> None:
+        """Nothing to do."""
+
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Write the corrupt bit, and let the error go on."""
+        if isinstance(error, CorruptImageError):
+            await self._image.mark_corrupt(error)

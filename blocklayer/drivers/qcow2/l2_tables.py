@@ -64,6 +64,8 @@ class L2Tables:
         offset = decode_l1(self._geometry, self.l1.words[l1_index])
         if not offset or offset >= HOST_OFFSET_END:
             raise CorruptImageError(f"L1 entry {l1_index} points to {offset:#x}")
+        if offset in self._image.claimed:
+            raise CorruptImageError(f"L1 entry {l1_index} points to {offset:#x}, where something else is")
         await self._make_room()
         words = load_table(await self._image.file.read(offset, self._geometry.cluster_size))
         self._check_overlap(words, l1_index)

@@ -7,6 +7,7 @@ costs nothing per write. Whoever places or frees metadata says so here.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 from blocklayer.codec.qcow2.entries import COPIED
@@ -55,3 +56,11 @@ class MetadataPlaces:
         """Whether one of ``count`` clusters from ``offset`` holds metadata."""
         end = offset + count * self._cluster_size
         return not self._words.isdisjoint(range(offset | COPIED, end | COPIED, self._cluster_size))
+
+    def claimed(self, entries: Iterable[int]) -> frozenset[int]:
+        """Offsets among L1 ``entries`` where other metadata lie, or that come twice: no table is there that is L1's alone."""
+        offsets = [entry & ~COPIED for entry in entries if entry]
+        if len(offsets) > TABLES_MAX:
+            return frozenset()
+        twice = {first for first, second in pairwise(sorted(offsets)) if first == second}
+        return frozenset(twice | self._words.intersection(offsets) | ({0} & set(offsets)))

@@ -27,11 +27,8 @@ TESTED_ELSEWHERE = {
 """Sources whose behaviour is tested in a file that does not have their name."""
 
 OWED = {
-    "blocklayer/__main__.py",
-    "blocklayer/cli/common.py",
     "blocklayer/cli/demo.py",
     "blocklayer/cli/demo_disk.py",
-    "blocklayer/cli/main.py",
     "blocklayer/drivers/faults.py",
     "blocklayer/drivers/filter.py",
     "blocklayer/drivers/qcow2/changes.py",

@@ -56,3 +56,19 @@ def test_more_tables_than_memory_is_spent_on_are_not_kept() -> None:
     found = MetadataPlaces(CLUSTER)
     found.add_tables(array("Q", [CLUSTER]) * (places.TABLES_MAX + 1))
     assert not found.meet(table(CLUSTER))
+
+
+def test_tables_of_l1_that_lie_in_other_metadata_or_come_twice_are_claimed_by_something_else() -> None:
+    found = MetadataPlaces(CLUSTER)
+    found.add(4 * CLUSTER)
+    entries = [0, 4 * CLUSTER | COPIED, 6 * CLUSTER, 7 * CLUSTER | COPIED, 6 * CLUSTER | COPIED, COPIED]
+    assert found.claimed(array("Q", entries)) == {4 * CLUSTER, 6 * CLUSTER, 0}
+
+
+def test_a_run_overlaps_if_one_of_its_clusters_is_a_place() -> None:
+    found = MetadataPlaces(CLUSTER)
+    found.add(4 * CLUSTER)
+    assert found.overlap(2 * CLUSTER, 3)
+    assert not found.overlap(2 * CLUSTER, 2)
+    assert not found.overlap(5 * CLUSTER, 100)
+    assert found.overlap(0, 1)

@@ -74,8 +74,12 @@ async def open_image(
         raise FailureError("--image-opts and -f exclude each other; say driver=... in the options")
     if args.image_opts or name.startswith(JSON_PREFIX):
         return await graph.open(await _with_drivers(graph, parse_options(name)), **wanted)
+    path = name.removeprefix(FILE_PREFIX)
+    if format is None:
+        format = await graph.probe(path)
+        wanted |= {"probed": True} if format == "raw" else {}
     try:
-        return await graph.open(name.removeprefix(FILE_PREFIX), format=format, probe=format is None, **wanted)
+        return await graph.open(path, format=format, **wanted)
     except blocklayer.ReferenceRefusedError as error:
         error.message = error.message.partition("; ")[0] + "; --trust follows it, if the image is one that you trust"
         raise

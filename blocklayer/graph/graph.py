@@ -89,6 +89,7 @@ class Graph:
         self._engine: Engine | None = None
         self._nodes: dict[str, Node] = {}
         self._callers: dict[Node, list[Child]] = {}
+        self._names_opening: set[str] = set()
         self._names_made = 0
         self._tasks: anyio.abc.TaskGroup | None = None
         self._supervisor: asyncio.Task[None] | None = None
@@ -106,7 +107,11 @@ class Graph:
         self._engine = self._make_engine()
         ready = anyio.Event()
         self._supervisor = asyncio.create_task(self._supervise(ready), name="blocklayer graph")
-        await ready.wait()
+        try:
+            await ready.wait()
+        except BaseException:
+            await self.close()
+            raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -264,8 +269,26 @@ class Graph:
     ) -> Node:
         node_options, rest = take_node_options(options, inherited)
         name = node_options.node_name or self._make_name()
-        if name in self._nodes:
+        if self._is_taken(name):
             raise DuplicateError(f"a node called {name!r} exists already")
+        self._names_opening.add(name)
+        try:
+            node = await self._open_node(name, node_options, rest, filename_of(options), gate=gate, ancestry=ancestry)
+        finally:
+            self._names_opening.remove(name)
+        self._nodes[name] = node
+        return node
+
+    async def _open_node(
+        self,
+        name: str,
+        node_options: NodeOptions,
+        rest: dict[str, object],
+        filename: str | None,
+        *,
+        gate: Gate,
+        ancestry: Ancestry,
+    ) -> Node:
         driver_name = rest.pop("driver", None)
         if driver_name is None:
             raise OptionError(f"option 'driver' is required; there are {', '.join(sorted(self.drivers))}")
@@ -273,7 +296,7 @@ class Graph:
         children = {key.replace("_", "-"): rest.pop(key) for key in tuple(rest) if key.replace("_", "-") in CHILD_ROLES}
         owner = PendingOwner(name, driver_class)
         opener = Opener(self, owner, node_options, children, gate=gate, ancestry=ancestry)
-        opener.filename = filename_of(options)
+        opener.filename = filename
         try:
             driver = await driver_class.open(rest, opener)
             if unused := opener.unused():
@@ -291,7 +314,6 @@ class Graph:
             edge.owner = node
         for _ in range(owner.drained):
             node.drain_begin()
-        self._nodes[name] = node
         return node
 
     def _driver(self, name: str) -> type[Driver]:
@@ -301,9 +323,15 @@ class Graph:
         self.drivers[name] = driver
         return driver
 
+    def _is_taken(self, name: str) -> bool:
+        return name in self._nodes or name in self._names_opening
+
     def _make_name(self) -> str:
-        self._names_made += 1
-        return f"#block{self._names_made:03d}"
+        while True:
+            self._names_made += 1
+            name = f"#block{self._names_made:03d}"
+            if not self._is_taken(name):
+                return name
 
     # -- creating ----------------------------------------------------------------------------------------------
 
@@ -331,15 +359,7 @@ class Graph:
         edges: list[Child] = []
 
         async def create_file(filename: str) -> Child:
-            spec = {"driver": "file", "filename": filename, "create": True}
-            node = await self._open_options(spec, inherited=NodeOptions(), gate=self.gate, ancestry=Ancestry())
-            needs = Permission.CONSISTENT_READ | Permission.WRITE | Permission.RESIZE
-            try:
-                edges.append(Child(Caller(), "new file", node, needs, Permission.CONSISTENT_READ))
-            except BaseException:
-                await self.release_unused(node)
-                raise
-            await edges[-1].truncate(0)
+            await to_the_end(self._create_file(filename, edges))
             return edges[-1]
 
         async def backing_size(filename: str, backing_format: str | None) -> int:
@@ -358,6 +378,18 @@ class Graph:
         except BaseException:
             await to_the_end(self._drop_and_remove(edges))
             raise
+
+    async def _create_file(self, filename: str, edges: list[Child]) -> None:
+        """An empty file, added to ``edges`` as soon as it is ours to remove."""
+        spec = {"driver": "file", "filename": filename, "create": True}
+        node = await self._open_options(spec, inherited=NodeOptions(), gate=self.gate, ancestry=Ancestry())
+        needs = Permission.CONSISTENT_READ | Permission.WRITE | Permission.RESIZE
+        try:
+            edges.append(Child(Caller(), "new file", node, needs, Permission.CONSISTENT_READ))
+        except BaseException:
+            await self.release_unused(node)
+            raise
+        await edges[-1].truncate(0)
 
     # -- letting go --------------------------------------------------------------------------------------------
 

@@ -32,7 +32,6 @@ OWED = {
     "blocklayer/drivers/faults.py",
     "blocklayer/drivers/filter.py",
     "blocklayer/drivers/qcow2/changes.py",
-    "blocklayer/drivers/qcow2/create.py",
     "blocklayer/drivers/qcow2/driver.py",
     "blocklayer/drivers/qcow2/facts.py",
     "blocklayer/drivers/qcow2/image_file.py",

@@ -159,7 +159,8 @@ class Opener:
         """
         if self.gate.allows_json(text):
             options: Options = parse_json(text)
-            ancestry = self.ancestry.below(None)
+            path = filename_of(options)
+            ancestry = self.ancestry.below(path)
         else:
             path = self.gate.check(text, image=self.filename, role=role)
             ancestry = self.ancestry.below(path)
@@ -169,7 +170,8 @@ class Opener:
         try:
             return await self._attach(role, options, ancestry=ancestry, writable=writable)
         except MissingFileError as error:
-            error.message = f"{role} file {text!r} of {self.filename!r} does not exist"
+            if error.filename == path:  # else it is missing further down, and named already
+                error.message = f"{role} file {text!r} of {self.filename!r} does not exist"
             raise
 
     async def _format(self, path: str, recorded: str | None, role: str) -> str:

@@ -31,7 +31,6 @@ OWED = {
     "blocklayer/cli/demo_disk.py",
     "blocklayer/drivers/faults.py",
     "blocklayer/drivers/filter.py",
-    "blocklayer/drivers/qcow2/changes.py",
     "blocklayer/drivers/qcow2/driver.py",
     "blocklayer/drivers/qcow2/facts.py",
     "blocklayer/drivers/qcow2/image_file.py",

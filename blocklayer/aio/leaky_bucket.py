@@ -16,6 +16,9 @@ from blocklayer.base.errors import OptionError
 BASE_S: Final = 0.1
 """Without a burst a bucket holds what leaks in this time."""
 
+TICK_S: Final = 1e-6
+"""Waits shorter than this are none: rounding leaves such rests, and no sleep is that short."""
+
 
 @dataclass(frozen=True, slots=True)
 class BucketLimits:
@@ -73,7 +76,7 @@ class LeakyBucket:
         wait = (self._level - capacity) / limits.average
         if limits.burst_length_s > 1:
             wait = max(wait, (self._burst - limits.burst_max * BASE_S) / limits.burst_max)
-        return max(wait, 0.0)
+        return wait if wait > TICK_S else 0.0
 
     def pour(self, units: float, now: float) -> None:
         """A request of ``units`` passes."""

@@ -28,3 +28,16 @@ class MonotonicClock:
     async def sleep(self, seconds: float) -> None:
         """``anyio.sleep``."""
         await anyio.sleep(seconds)
+
+
+async def sleep_unless(changed: anyio.Event, clock: Clock, seconds: float) -> None:
+    """Return ``seconds`` later, or as soon as ``changed`` is set."""
+    async with anyio.create_task_group() as tasks:
+
+        async def watch() -> None:
+            await changed.wait()
+            tasks.cancel_scope.cancel()
+
+        tasks.start_soon(watch)
+        await clock.sleep(seconds)
+        tasks.cancel_scope.cancel()

@@ -11,7 +11,7 @@ from typing import Final
 
 import anyio
 
-from blocklayer.aio.clock import Clock, MonotonicClock
+from blocklayer.aio.clock import Clock, MonotonicClock, sleep_unless
 from blocklayer.base.errors import OptionError
 
 SLICE_S: Final = 0.1
@@ -51,17 +51,4 @@ class RateLimiter:
                 start = max(self._free_at, self._clock.now() - SLICE_S)
                 self._free_at = start + length / self._speed
                 return
-            await self._sleep(delay)
-
-    async def _sleep(self, seconds: float) -> None:
-        """Sleep, or less if the speed changes."""
-        changed = self._changed
-        async with anyio.create_task_group() as tasks:
-
-            async def watch() -> None:
-                await changed.wait()
-                tasks.cancel_scope.cancel()
-
-            tasks.start_soon(watch)
-            await self._clock.sleep(seconds)
-            tasks.cancel_scope.cancel()
+            await sleep_unless(self._changed, self._clock, delay)

@@ -11,7 +11,9 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final
 
-from blocklayer.aio.clock import Clock, MonotonicClock
+import anyio
+
+from blocklayer.aio.clock import Clock, MonotonicClock, sleep_unless
 from blocklayer.aio.leaky_bucket import BucketLimits, LeakyBucket
 from blocklayer.base.errors import OptionError
 from blocklayer.base.modes import WriteFlags
@@ -38,14 +40,21 @@ def parse_limits(options: Options) -> tuple[dict[str, BucketLimits], int]:
             raise OptionError(f"unknown option {key!r}; known options: {', '.join(sorted(_KEYS))}")
         value = convert(key, raw, int)
         values[name] = value if isinstance(value, int) else 0
-    limits = {
-        name: BucketLimits(values.get(name, 0), values.get(f"{name}-max", 0), values.get(f"{name}-max-length", 1))
-        for name in LIMITS
-    }
+    limits = {name: _bucket(name, values) for name in LIMITS}
     for kind in ("bps", "iops"):
         if limits[f"{kind}-total"].average and (limits[f"{kind}-read"].average or limits[f"{kind}-write"].average):
             raise OptionError(f"{kind}-total cannot be combined with {kind}-read or {kind}-write")
-    return limits, values.get("iops-size", 0)
+    iops_size = values.get("iops-size", 0)
+    if iops_size and not any(limits[f"iops-{of}"].average for of in ("total", "read", "write")):
+        raise OptionError("iops-size needs a limit of requests: iops-total, iops-read or iops-write")
+    return limits, iops_size
+
+
+def _bucket(name: str, values: Mapping[str, int]) -> BucketLimits:
+    try:
+        return BucketLimits(values.get(name, 0), values.get(f"{name}-max", 0), values.get(f"{name}-max-length", 1))
+    except OptionError as error:
+        raise OptionError(f"{name}: {error.message}") from None
 
 
 class ThrottleDriver(FilterDriver):
@@ -61,6 +70,7 @@ class ThrottleDriver(FilterDriver):
         self._buckets = {name: LeakyBucket(limit) for name, limit in limits.items()}
         self._iops_size = iops_size
         self._clock = clock or MonotonicClock()
+        self._changed = anyio.Event()
         self._turns = {"read": asyncio.Lock(), "write": asyncio.Lock()}
 
     @classmethod
@@ -70,10 +80,12 @@ class ThrottleDriver(FilterDriver):
         return cls(await opener.child("file"), limits, iops_size)
 
     def set_limits(self, options: Options) -> None:
-        """Other limits from now on; what is not named is not limited. Requests that wait see it when their wait ends."""
+        """Other limits from now on, also for requests that wait; what is not named is not limited."""
         limits, self._iops_size = parse_limits(options)
         for name, bucket in self._buckets.items():
             bucket.change(limits[name], self._clock.now())
+        self._changed.set()
+        self._changed = anyio.Event()
 
     def _delay(self, direction: str) -> float:
         now = self._clock.now()
@@ -89,7 +101,7 @@ class ThrottleDriver(FilterDriver):
     async def _wait(self, direction: str, length: int) -> None:
         async with self._turns[direction]:
             while (delay := self._delay(direction)) > 0:
-                await self._clock.sleep(delay)
+                await sleep_unless(self._changed, self._clock, delay)
             self._pour(direction, length)
 
     def try_read_into(self, offset: int, buffer: memoryview) -> bool:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-from blocklayer.aio.clock import MonotonicClock
+import anyio
+
+from blocklayer.aio.clock import MonotonicClock, sleep_unless
 from tests.helpers.virtual_time import virtual_time
 
 
@@ -22,3 +24,15 @@ async def test_sleeping_takes_the_time_that_it_is_told():
         await MonotonicClock().sleep(seconds)
         moments.append(loop.time())
     assert moments == [0.25, 0.25, 1000.25]
+
+
+@virtual_time
+async def test_a_sleep_ends_early_if_something_changes():
+    loop = asyncio.get_running_loop()
+    changed = anyio.Event()
+    loop.call_later(3, changed.set)
+    moments = []
+    for seconds in (2, 2, 2):
+        await sleep_unless(changed, MonotonicClock(), seconds)
+        moments.append(loop.time())
+    assert moments == [2, 3, 3]

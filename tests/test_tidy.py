@@ -27,8 +27,6 @@ TESTED_ELSEWHERE = {
 """Sources whose behaviour is tested in a file that does not have their name."""
 
 OWED = {
-    "blocklayer/cli/demo.py",
-    "blocklayer/cli/demo_disk.py",
     "blocklayer/drivers/faults.py",
     "blocklayer/drivers/qcow2/driver.py",
     "blocklayer/drivers/qcow2/facts.py",

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 import blocklayer
 from blocklayer.base.units import KIB, MIB
+from blocklayer.cli.parser import FailureError
 
 BLOCK = 4 * KIB
 DIRECTORIES, FILES_EACH = 4, 8
@@ -98,7 +99,7 @@ async def make_disk(path: str, size: int, seed: int) -> tuple[bytearray, dict[st
     names = await asyncio.to_thread(_make_tree, tree, source, size // 4)
     status, text = await call("mkfs.ext4", "-q", "-F", "-b", str(BLOCK), "-d", tree, path, str(size // KIB) + "k")
     if status:
-        raise RuntimeError(f"mkfs.ext4 failed: {text}")
+        raise FailureError(f"mkfs.ext4 could not make the demo's disk: {text.strip()}")
     shutil.rmtree(tree)
     files = {name: await file_blocks(path, name) for name in names}
     with open(path, "rb") as file:  # noqa: ASYNC230 - the demonstration alone has this loop

@@ -30,7 +30,6 @@ OWED = {
     "blocklayer/drivers/faults.py",
     "blocklayer/drivers/qcow2/driver.py",
     "blocklayer/drivers/qcow2/facts.py",
-    "blocklayer/drivers/qcow2/image_file.py",
     "blocklayer/drivers/qcow2/repair.py",
     "blocklayer/drivers/qcow2/resize.py",
 }

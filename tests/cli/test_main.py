@@ -7,16 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 import blocklayer as library
 from blocklayer.cli.main import COMMANDS, command_parser, main
 from tests.helpers.command import blocklayer
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 NEEDLESS = ("rich", "importlib.metadata", "email", "multiprocessing", "fractions")
 """What a command that only reads an image must not load."""
@@ -48,11 +45,20 @@ def test_help_lists_every_command() -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_each_command_has_help_and_a_place_in_the_documentation(name: str) -> None:
+def test_each_command_has_help(name: str) -> None:
     outcome = blocklayer(name, "--help")
     assert (outcome.status, outcome.err) == (0, "")
     assert outcome.out.startswith(f"usage: blocklayer {name} ")
     assert command_parser(name).get_default("run") is importlib.import_module(f"blocklayer.cli.{name}").run
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_option_is_in_the_documentation(name: str) -> None:
+    """Under one of its spellings."""
+    page = (Path(__file__).parent.parent.parent / "docs/reference/command-line.md").read_text()
+    actions = command_parser(name)._actions
+    spellings = [action.option_strings for action in actions if action.option_strings and action.dest != "help"]
+    assert [each for each in spellings if not any(f"{spelling}" in page for spelling in each)] == []
 
 
 def test_version_is_that_of_the_package() -> None:

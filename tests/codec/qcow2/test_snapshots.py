@@ -96,3 +96,13 @@ def test_any_bytes_are_entries_or_a_typed_error(data: bytes, count: int) -> None
     for parser in (parse_snapshots, parse_bitmap_directory):
         with suppress(FormatError):
             parser(data, count=count)
+
+
+@pytest.mark.parametrize(("stored", "instructions"), [(0, 0), (12345, 12345), (2**64 - 1, None)])
+def test_counted_instructions_stand_behind_the_disk_s_size(stored: int, instructions: int | None) -> None:
+    """All ones: nobody counted."""
+    extra = bytes(16) + stored.to_bytes(8, "big")
+    entry = struct.pack(">QIHHIIQII", 0, 0, 1, 1, 0, 0, 0, 0, len(extra)) + extra + b"1a"
+    parsed = parse_snapshots(entry, count=1)
+    assert parsed is not None
+    assert parsed[0][0].instructions == instructions

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno as _errno
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -19,12 +20,11 @@ import anyio
 from blocklayer.aio.clock import Clock, MonotonicClock
 from blocklayer.base.errors import OptionError, io_error
 from blocklayer.base.modes import Preallocation, WriteFlags
-from blocklayer.base.options import Options, build
+from blocklayer.base.options import Options, build, convert
 from blocklayer.base.units import SECTOR
 from blocklayer.drivers.filter import FilterDriver
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from typing import Self
 
     from blocklayer.base.extents import Extent
@@ -68,6 +68,10 @@ class Rule:
             raise OptionError(f"event {self.event!r} is none of {', '.join(EVENTS)}")
         if self.nth < 0 or self.every < 0 or not 0 <= self.probability <= 1:
             raise OptionError("nth and every are 0 or positive, probability is from 0 to 1")
+        if self.delay_s < 0 or (self.torn or 0) < 0:
+            raise OptionError("delay_s and torn are 0 or positive")
+        if self.torn is not None and not self.errno:
+            raise OptionError("a torn write fails: it needs an errno")
 
     def matches(self, event: str, offset: int, length: int) -> bool:
         """Whether a request is of the rule's kind and in its range."""
@@ -75,6 +79,13 @@ class Rule:
             return False
         end = None if self.length is None else self.offset + self.length
         return offset + max(length, 1) > self.offset and (end is None or offset < end)
+
+
+def parse_rules(value: object) -> list[Rule]:
+    """The option ``rules``: a list of ``Rule`` or of mappings with its fields."""
+    if not isinstance(value, list | tuple) or not all(isinstance(rule, Rule | Mapping) for rule in value):
+        raise OptionError(f"option 'rules' cannot be {value!r}; it takes a list of mappings")
+    return [rule if isinstance(rule, Rule) else build(Rule, rule) for rule in value]
 
 
 @dataclass(slots=True)
@@ -102,13 +113,13 @@ class FaultsDriver(FilterDriver):
     @classmethod
     async def open(cls, options: Options, opener: Opener) -> Self:
         """Options ``rules`` and ``seed``."""
-        wanted = dict(options)
-        rules, seed = wanted.pop("rules", ()), wanted.pop("seed", 0)
-        if wanted or not isinstance(rules, list | tuple) or not isinstance(seed, int | str):
-            raise OptionError(f"faults takes a list of rules and a seed, not {wanted or rules!r}")
-        driver = cls(await opener.child("file"), seed=int(seed))
+        if unknown := options.keys() - {"rules", "seed"}:
+            raise OptionError(f"unknown option {min(unknown)!r}; known options: rules, seed")
+        seed = convert("seed", options.get("seed", 0), int)
+        rules = parse_rules(options.get("rules", ()))
+        driver = cls(await opener.child("file"), seed=seed if isinstance(seed, int) else 0)
         for rule in rules:
-            driver.add(rule if isinstance(rule, Rule) else build(Rule, rule))
+            driver.add(rule)
         return driver
 
     def add(self, rule: Rule) -> Rule:

@@ -9,11 +9,13 @@ import pytest
 
 import blocklayer
 from blocklayer.base.limits import BlockLimits
-from blocklayer.base.modes import WriteFlags
+from blocklayer.base.modes import Permission, WriteFlags
 from blocklayer.drivers import throttle
 from blocklayer.drivers.filter import FilterDriver
 from blocklayer.drivers.memory import MemoryDriver
 from blocklayer.drivers.throttle import parse_limits
+from blocklayer.graph.child import Child
+from blocklayer.graph.graph import Caller
 from tests.helpers.virtual_time import virtual_loop, virtual_time
 
 SIZE = 1 << 20
@@ -379,14 +381,9 @@ async def test_a_durable_write_through_a_filter_is_durable_below():
 
 
 async def test_a_filter_lets_nobody_else_write_below_it():
-    async with filtered() as (disk, below):
+    async with filtered() as (_disk, below):
         with pytest.raises(blocklayer.PermissionConflictError, match="node 'above'"):
-            await disk_over(below)
-
-
-async def disk_over(below):
-    async with blocklayer.Graph() as graph:
-        await graph.open({"driver": "raw", "file": below})
+            Child(Caller(), "disk", below, Permission.WRITE, Permission.ALL)
 
 
 async def test_the_status_of_a_filter_is_that_of_the_layer_below():

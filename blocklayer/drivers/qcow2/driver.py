@@ -11,7 +11,6 @@ Specification: docs/interop/qcow2 of QEMU. Sections are named where bits are tou
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Final
 
@@ -35,13 +34,14 @@ from blocklayer.drivers.qcow2.allocator import Allocator
 from blocklayer.drivers.qcow2.compressed import CompressedClusters
 from blocklayer.drivers.qcow2.create import create_image
 from blocklayer.drivers.qcow2.facts import facts, read_snapshots
+from blocklayer.drivers.qcow2.image_file import Judged
 from blocklayer.drivers.qcow2.l2_tables import L2Tables
 from blocklayer.drivers.qcow2.opening import OpenedImage, open_image
 from blocklayer.drivers.qcow2.repair import check_image, repair_image
 from blocklayer.graph.format_driver import FormatDriver, MapKind, Mapping
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import Iterator
     from collections.abc import Mapping as MappingType
     from typing import Self
 
@@ -87,6 +87,7 @@ class Qcow2Driver(FormatDriver):
         self._marking = asyncio.Lock()
         """Held while the dirty bit is set: no write may go on before it is durable."""
         self.image.sources = self._tables
+        self.judged = Judged(self.image)
         # What try_map needs, without a detour over other objects
         self._data = self.image.data
         self._cached = self.l2.cached
@@ -176,17 +177,8 @@ class Qcow2Driver(FormatDriver):
 
     async def _settle(self) -> None:
         """Free what was dropped durably; give its space back to the file."""
-        async with self.judged():
+        async with self.judged:
             await self.allocator.settle(partial(changes.punch, self.image.file) if self.pass_discard else None)
-
-    @asynccontextmanager
-    async def judged(self) -> AsyncIterator[None]:
-        """Metadata that turn out to contradict each other inside mark the image corrupt."""
-        try:
-            yield
-        except CorruptImageError as error:
-            await self.image.mark_corrupt(error)
-            raise
 
     async def close(self) -> None:
         """Write everything back, and clear the dirty bit."""
@@ -251,7 +243,7 @@ class Qcow2Driver(FormatDriver):
 
     async def load_map(self, offset: int, length: int) -> Mapping:
         """See ``FormatDriver.load_map``. What cannot be true marks the image corrupt."""
-        async with self.judged():
+        async with self.judged:
             table = await self.l2.table(offset >> self._l1_shift)
             if table is not None:
                 return self._mapping(self.run(table, offset, length), offset)
@@ -271,17 +263,17 @@ class Qcow2Driver(FormatDriver):
 
     async def allocate(self, offset: int, length: int) -> ClusterAllocation:
         """See ``FormatDriver.allocate``."""
-        async with self.judged():
+        async with self.judged:
             return await changes.allocate(self, offset, length)
 
     async def zero_range(self, offset: int, length: int, *, may_unmap: bool) -> bool:
         """See ``FormatDriver.zero_range``."""
-        async with self.judged():
+        async with self.judged:
             return await changes.zero_range(self, offset, length, may_unmap=may_unmap)
 
     async def discard_range(self, offset: int, length: int) -> None:
         """See ``FormatDriver.discard_range``."""
-        async with self.judged():
+        async with self.judged:
             await changes.discard_range(self, offset, length)
 
     async def write_compressed(self, offset: int, data: memoryview) -> None:
@@ -296,7 +288,7 @@ class Qcow2Driver(FormatDriver):
         if packed is None:
             await self.write(offset, data, WriteFlags.NONE)
             return
-        async with self._locks.hold(align_down(offset, self.unit), self.unit), self.judged():
+        async with self._locks.hold(align_down(offset, self.unit), self.unit), self.judged:
             await changes.store_compressed(self, offset, packed)
 
     async def truncate(self, size: int, preallocation: Preallocation) -> None:

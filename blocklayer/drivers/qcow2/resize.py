@@ -48,7 +48,7 @@ async def _shrink(driver: Qcow2Driver, size: int, old: int) -> None:
         driver.image.change_header(size=old)
         raise
     driver.set_size(size)
-    async with driver.judged():
+    async with driver.judged:
         await changes.forget_range(driver, align_up(size, driver.unit), align_up(old, driver.unit))
     await driver.flush()
     if driver.geometry.data_file:
@@ -70,7 +70,7 @@ async def _grow(driver: Qcow2Driver, size: int, old: int, preallocation: Preallo
     whole = align_up(old, driver.unit)
     driver.set_size(size)
     try:
-        async with driver.judged():
+        async with driver.judged:
             await changes.forget_range(driver, whole, align_up(size, driver.unit))
         backing = driver.backing
         stale_end = max(whole, 0 if backing is None else backing.size)
@@ -93,7 +93,7 @@ async def _grow_l1(driver: Qcow2Driver, size: int) -> None:
     table = driver.l2.l1
     if needed <= len(table.words):
         return
-    async with driver.judged():
+    async with driver.judged:
         taken = await driver.allocator.take_exactly(geometry.clusters_for(8 * needed))
     words = array("Q", table.words)
     words.extend(array("Q", bytes(8 * (needed - len(words)))))

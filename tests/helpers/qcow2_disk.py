@@ -7,7 +7,7 @@ each request (a gate, a fault). Its bytes belong to the test, who opens and chec
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import anyio.lowlevel
 
@@ -47,10 +47,12 @@ class MemoryFile(MemoryDriver):
 
     @classmethod
     async def open(cls, options: Options, opener: Opener) -> Self:
-        """Option ``content``."""
+        """Options ``content`` and, if it is to see the first requests too, ``script``."""
         content = options["content"]
         assert isinstance(content, bytearray)
-        return cls(content)
+        file = cls(content)
+        file.script = cast("Script | None", options.get("script"))
+        return file
 
     async def _step(self, kind: str, offset: int, length: int) -> None:
         if self.script is not None:

@@ -80,7 +80,7 @@ async def test_an_impossible_size_is_refused_and_changes_nothing(factory, tmp_pa
 async def test_a_disk_of_fixed_size_says_so(factory, tmp_path):
     async with bench(factory, tmp_path) as b:
         for size in (0, b.size + 4 * KIB):
-            with pytest.raises(blocklayer.UnsupportedError, match="cannot be resized"):
+            with pytest.raises(blocklayer.UnsupportedError):
                 await b.disk.truncate(size)
         await b.agree()
 

@@ -17,6 +17,8 @@ import time
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from benchmarks import fio, loops, ours, storage_daemon, workers
@@ -30,7 +32,6 @@ from benchmarks.storage_daemon import StorageDaemon, node_options
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
-    from pathlib import Path
 
     import blocklayer
     from benchmarks.harness import Figure, Figures, Settings
@@ -68,11 +69,12 @@ class Situation:
 
 @dataclass(frozen=True, slots=True)
 class Disks:
-    """A source, its target, and where the peer's socket and logs are."""
+    """A source, its target, and where the peer's logs and its socket are (sockets need short paths)."""
 
     source: Path
     target: Path
     place: Path
+    socket: Path
     size: int
     count: int
 
@@ -130,7 +132,7 @@ class Disks:
         async with storage_daemon.running() as daemon:
             for name, path in (("source", self.source), ("target", self.target)):
                 await daemon.execute("blockdev-add", **node_options(name, path, FORMAT, unsafe=True))
-            address = {"type": "unix", "data": {"path": str(self._socket)}}
+            address = {"type": "unix", "data": {"path": str(self.socket)}}
             await daemon.execute("nbd-server-start", addr=address)
             export = {"type": "nbd", "id": "guest", "node_name": "source", "name": "disk", "writable": True}
             await daemon.execute("block-export-add", **export)
@@ -160,11 +162,7 @@ class Disks:
         return {"rate": fio.rate_within(load.completions(), start, end), "backup": end - start}
 
     def _load(self, *, runtime_s: float = 0.0, count: int = 0) -> fio.Load:
-        return fio.Load(self._socket, "disk", self.size, DEPTH, self.place / "logs", runtime_s, count)
-
-    @property
-    def _socket(self) -> Path:
-        return self.place / "nbd.sock"
+        return fio.Load(self.socket, "disk", self.size, DEPTH, self.place / "logs", runtime_s, count)
 
     # -- sides -------------------------------------------------------------------------------------------------
 
@@ -190,10 +188,11 @@ async def _start(daemon: StorageDaemon, **options: object) -> None:
 @contextmanager
 def cases(settings: Settings) -> Iterator[Sequence[Case]]:
     """See the module's text."""
-    with workspace(settings.directory, "guest-writes") as place:
+    with workspace(settings.directory, "guest-writes") as place, TemporaryDirectory(prefix="nbd-") as sockets:
         source = make_disk(place / f"source.{FORMAT}", FORMAT, settings.size)
         warm_in_small_pages(source)
-        disks = Disks(source, place / f"target.{FORMAT}", place, settings.size, settings.requests)
+        target, socket = place / f"target.{FORMAT}", Path(sockets) / "s"
+        disks = Disks(source, target, place, socket, settings.size, settings.requests)
         yield [_case(situation, disks, settings) for situation in situations(settings.size // PACED_S)]
 
 

@@ -222,7 +222,6 @@ FACTORIES: tuple[Factory, ...] = (
     NULL,
     FILE,
     RAW,
-    replace(RAW, name="raw-unsafe", options=on_file(cache="unsafe")),
     replace(RAW, name="raw-direct", options=on_file(cache="none"), size=304 * KIB, grain=4 * KIB),
     Factory(
         "raw-slice",
@@ -253,8 +252,7 @@ FACTORIES: tuple[Factory, ...] = (
     overlay("overlay-long-base", base_size=2 * SIZE),
     overlay("overlay-v2", compat="0.10", cluster_size=4 * KIB),
     overlay("overlay-subclusters", cluster_size=32 * KIB, extended_l2=True),
-    overlay("overlay-twice", depth=2, cluster_size=8 * KIB),
-    overlay("overlay-thrice", depth=3, base_size=2 * SIZE),
+    overlay("overlay-thrice", depth=3, base_size=2 * SIZE, cluster_size=8 * KIB),
     above("throttle", MEMORY, **{"bps-total": "1T"}),
     above("throttle", QCOW2, **{"iops-total": 10**9}),
     above("faults", OVERLAY),

@@ -109,7 +109,7 @@ def check(factory, program):
         asyncio.run(run(factory, Path(folder), program))
 
 
-QUICK = settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+QUICK = settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
 THOROUGH = settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck))
 
 

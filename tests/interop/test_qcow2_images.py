@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from blocklayer.graph.node import Node
+
+SEEDS = max(1, int(os.environ.get("BLOCKLAYER_SEEDS", "100")) // 100)
 
 pytestmark = [needs("qemu-img", "qemu-io"), pytest.mark.interop]
 
@@ -44,7 +47,7 @@ def compare(path: Path, model: bytes | bytearray) -> None:
     qemu_img("compare", "-f", "qcow2", "-F", "raw", path.name, raw.name, folder=path.parent)
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", range(SEEDS))
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 async def test_what_we_write_qemu_reads(tmp_path: Path, layout: Layout, seed: int) -> None:
     path = tmp_path / "disk.qcow2"
@@ -57,7 +60,7 @@ async def test_what_we_write_qemu_reads(tmp_path: Path, layout: Layout, seed: in
 
         program = Program(layout, model_of(layout), seed)
         try:
-            disk = await program.run(await graph.open(path, cache="unsafe"), 60, reopen=reopen)
+            disk = await program.run(await graph.open(path, cache="unsafe"), 80, reopen=reopen)
             assert await disk.read(0, disk.size) == program.model
             await disk.close()
         except BaseException as error:

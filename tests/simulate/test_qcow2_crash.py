@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from blocklayer.graph.node import Node
 
-SEEDS = int(os.environ.get("BLOCKLAYER_SEEDS", "3"))
+SEEDS = max(1, int(os.environ.get("BLOCKLAYER_SEEDS", "100")) // 50)
 STEPS = 24
 STATES = 50
 """About how many crashes of a program are looked at."""

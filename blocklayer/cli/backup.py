@@ -1,9 +1,10 @@
 """``blocklayer backup``: a copy of an image, with a progress bar or JSON lines.
 
-The command holds the image itself, so nobody writes to it meanwhile, and there is no sync mode "none" here: that saves
-what a guest is about to overwrite, and belongs into the process that writes (``Graph.backup``).
+With ``--sync none`` the command creates TARGET on top of SOURCE and holds the point in time until SIGINT or SIGTERM,
+which is its success. It holds the image itself, so this is of use to those who read TARGET while it runs; who writes to
+the disk takes the backup in the writing process (``Graph.backup``).
 
-SIGINT and SIGTERM cancel: the exit status is 128 and the signal's number, and a target that was being created is gone
+SIGINT and SIGTERM cancel the other modes: the exit status is 128 and the signal's number, and a target that was being created is gone
 (a file that it was to replace is as it was). SIGCONT goes on after an error that an error policy stopped for.
 """
 
@@ -29,7 +30,7 @@ from blocklayer.cli.common import (
     open_image,
     parse_create_options,
 )
-from blocklayer.cli.parser import FailureError, number, size
+from blocklayer.cli.parser import number, size
 from blocklayer.jobs.events import BlockJobFailing
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         choices=("full", "top", "none"),
         default="full",
         help="full (default): the whole chain; top: what the image itself holds, on top of the same backing file;"
-        " none: only in the process that writes to the disk, with Graph.backup; here nobody does",
+        " none: nothing but what is overwritten from now on, until SIGINT; TARGET shows the disk as it was",
     )
     parser.add_argument("--format", metavar="FMT", help="of the target (default: by its name, else as the source)")
     parser.add_argument(
@@ -118,10 +119,6 @@ class Interruption:
 
 async def run(args: argparse.Namespace) -> int:
     """Back up."""
-    if args.sync == "none":
-        message = "--sync none saves what a guest is about to overwrite, and no guest writes through this command"
-        hint = "use Graph.backup in the process that writes, or 'blocklayer create -b' for an image on top of this one"
-        raise FailureError(f"{message}; {hint}")
     interruption, name = Interruption(), ""
     try:
         async with blocklayer.Graph() as graph:
@@ -193,9 +190,12 @@ async def _tell_errors(job: blocklayer.BackupJob, events: AsyncIterator[JobEvent
 
 async def _show(job: blocklayer.BackupJob, args: argparse.Namespace) -> None:
     """Progress as JSON lines, or on a terminal, until the job has ended."""
+    if args.sync == "none":
+        text = f"{args.target} shows {args.source} as it was, as long as this runs; Ctrl-C ends it"
+        _report(args, {"event": "holding", "job": job.id, "target": args.target}, text)
     if args.output == "json":
         await _show_lines(job)
-    elif args.quiet or not sys.stderr.isatty():
+    elif args.quiet or args.sync == "none" or not sys.stderr.isatty():
         async for _ in job.progress():
             pass
     else:

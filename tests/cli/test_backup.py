@@ -150,7 +150,6 @@ def test_a_target_that_is_there_can_be_written_into(chain: Path, format: str) ->
         (["--speed", "fast", "disk.qcow2", "copy.qcow2"], "'fast' is not a size"),
         (["--retry", "-1", "disk.qcow2", "copy.qcow2"], "'-1' is not a whole number"),
         (["disk.qcow2"], "the following arguments are required: TARGET"),
-        (["--sync", "none", "disk.qcow2", "copy.qcow2"], "use Graph.backup in the process that writes, or "),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_touched(chain: Path, arguments: list[str], message: str) -> None:
@@ -246,6 +245,23 @@ def test_a_signal_cancels_and_leaves_what_was_there(chain: Path, slow: subproces
     assert files(chain) == ["base.qcow2", "copy.qcow2", "disk.qcow2"]
     assert Path("copy.qcow2").read_bytes() == b"older"
     qemu_check("disk.qcow2")
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_the_point_in_time_is_held_until_a_signal_which_is_success(chain: Path, signum: int) -> None:
+    process = start("--sync", "none", "--output", "json", "disk.qcow2", "copy.qcow2")
+    assert process.stdout is not None
+    assert json.loads(process.stdout.readline()) == {"event": "holding", "job": "backup0", "target": "copy.qcow2"}
+    process.send_signal(signum)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, "")
+    last = json.loads(out.splitlines()[-1])
+    assert (last["event"], last["result"]["sync"]) == ("completed", "none")
+    assert json.loads(qemu_img("info", "--output", "json", "copy.qcow2"))["full-backing-filename"] == str(
+        chain / "disk.qcow2"
+    )
+    qemu_check("copy.qcow2")
+    qemu_img("compare", "disk.qcow2", "copy.qcow2")
 
 
 def test_a_second_signal_does_not_disturb_the_first(chain: Path, slow: subprocess.Popen[str]) -> None:

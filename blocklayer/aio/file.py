@@ -21,7 +21,7 @@ from blocklayer.aio.locking import ImageLock, supported
 from blocklayer.base.buffers import ZEROES
 from blocklayer.base.errors import IOFailedError, UnsupportedError, from_os_error
 from blocklayer.base.modes import CacheMode, Permission, Preallocation
-from blocklayer.base.ranges import align_up, split
+from blocklayer.base.ranges import align_up
 from blocklayer.base.units import MIB
 
 if TYPE_CHECKING:
@@ -223,10 +223,7 @@ class File:
                     await self.engine.allocate(self.fd, 0, old, size - old)
                 await self.engine.call(os.ftruncate, self.fd, size)
                 if preallocation is Preallocation.FULL:
-                    start, end = align_up(old, self.request_alignment), align_up(size, self.request_alignment)
-                    for piece in split(start, end - start, length_max=MIB):
-                        await self.write(piece.offset, ZEROES[: piece.length])
-                    await self.engine.call(os.ftruncate, self.fd, size)
+                    await self._write_new(old, size)
             except IOFailedError as error:
                 if size > old:
                     with suppress(IOFailedError):

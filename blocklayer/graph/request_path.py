@@ -14,12 +14,13 @@ Invariants
 from __future__ import annotations
 
 import asyncio
+from errno import ENOSPC
 from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, TypeVar
 
 from blocklayer.base.buffers import ZEROES, aligned_buffer, is_zero
-from blocklayer.base.errors import BlockError, OptionError, OutOfRangeError, ReadOnlyError, StateError
+from blocklayer.base.errors import BlockError, NoSpaceError, OptionError, OutOfRangeError, ReadOnlyError, StateError
 from blocklayer.base.modes import DetectZeroes, DiscardMode, Preallocation, WriteFlags
 from blocklayer.base.ranges import Range, split
 from blocklayer.base.units import KIB, SIZE_MAX
@@ -72,7 +73,7 @@ class RequestPath:
         """Read at once or answer False; see ``Driver.try_read_into``."""
         length = len(buffer)
         driver = self.driver
-        if offset < 0 or offset + length > driver.size or self.closed or not self._aligned:
+        if not length or offset < 0 or offset + length > driver.size or self.closed or not self._aligned:
             return False
         if self.requests.serialising and self.requests.blocks(offset, length):
             return False
@@ -355,6 +356,9 @@ class RequestPath:
             raise ReadOnlyError("it was opened read-only", node=self.name, offset=offset, length=length)
         end = offset + length
         if self.closed or not 0 <= offset <= end or (end > self.driver.size and not (grow and self.driver.growable)):
+            if grow and 0 <= offset <= end and not self.closed:
+                message = f"it has {self.driver.size} bytes and cannot grow"
+                raise NoSpaceError(message, errno=ENOSPC, node=self.name, offset=offset, length=length)
             self._check_range(offset, length)
 
 

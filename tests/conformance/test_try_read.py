@@ -56,10 +56,15 @@ async def test_a_try_outside_of_the_disk_says_none(factory, tmp_path):
 
 
 @every_driver
-async def test_nothing_is_read_at_once_or_not_at_all(factory, tmp_path):
+async def test_nothing_is_read_without_asking_the_driver(factory, tmp_path, monkeypatch):
     async with bench(factory, tmp_path) as b:
+        asked = []
+        monkeypatch.setattr(b.disk.driver, "try_read_into", lambda *request: asked.append(request), raising=False)
         for at in (0, 1, b.size - 1, b.size):
             assert b.disk.try_read(at, 0) in (None, b"")
+            assert await b.disk.read(at, 0) == b""
+        assert asked == []
+        assert b.disk.statistics.read.operations == 0
 
 
 @every_driver

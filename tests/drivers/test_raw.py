@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 
 import pytest
 
@@ -70,7 +71,7 @@ async def test_a_slice_is_what_offset_and_size_cut_out(graph, options, expected)
     raw = await slice_of(graph, ALPHABET, **options)
     assert raw.size == len(expected)
     assert await raw.read(0, raw.size) == expected
-    assert raw.try_read(0, raw.size) == expected
+    assert raw.try_read(0, raw.size) == (expected or None)
 
 
 @pytest.mark.parametrize(
@@ -171,11 +172,27 @@ async def test_a_whole_image_grows_when_a_user_writes_behind_its_end_and_a_slice
             assert (raw.size, await raw.read(size, 4)) == (size + 4, b"more")
             await raw.truncate(4096)
         else:
-            with pytest.raises(blocklayer.BlockError):
+            with pytest.raises(blocklayer.NoSpaceError, match=f"it has {size} bytes and cannot grow") as caught:
                 await edge.write(size, memoryview(b"more"))
+            assert caught.value.errno == errno.ENOSPC
             assert raw.size == size
         edge.detach()
         await raw.close()
+
+
+async def test_a_format_on_a_slice_runs_out_of_space_like_on_a_full_disk(graph, tmp_path):
+    """A caller can stop and make room: it is no mistake of the caller's."""
+    await graph.create(tmp_path / "a.qcow2", format="qcow2", size="10M")
+    with (tmp_path / "a.qcow2").open("ab") as file:
+        file.truncate(1 << 20)
+    below = {"driver": "raw", "size": "1M", "file": {"driver": "file", "filename": str(tmp_path / "a.qcow2")}}
+    disk = await graph.open({"driver": "qcow2", "file": below})
+    await disk.write(0, b"fits" * 1024)
+    with pytest.raises(blocklayer.NoSpaceError):
+        await disk.write(1 << 20, bytes(b"x" * (2 << 20)))
+    await disk.flush()
+    await disk.write(64 << 10, b"fits" * 1024)
+    assert await disk.read(0, 4096) == await disk.read(64 << 10, 4096) == b"fits" * 1024
 
 
 async def test_an_image_grows_and_shrinks_with_the_node_below_it(graph):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from blocklayer.base.errors import OutOfRangeError, PermissionConflictError, ReadOnlyError
+from blocklayer.base.errors import NoSpaceError, OutOfRangeError, PermissionConflictError, ReadOnlyError
 from blocklayer.base.modes import Permission
 from blocklayer.graph.child import Child
 from tests.helpers.strict import strict, strict_graph
@@ -104,9 +104,10 @@ async def test_writes_past_the_end_grow_the_node_only_if_the_edge_may_resize_and
             else:
                 await edge.write_zeroes(990, 20)
 
-        for number, (needs, growable) in enumerate([(READ | WRITE, True), (READ | WRITE | RESIZE, False)]):
+        refused = [(READ | WRITE, True, OutOfRangeError), (READ | WRITE | RESIZE, False, NoSpaceError)]
+        for number, (needs, growable, error) in enumerate(refused):
             edge = await edge_to(graph, needs, growable=growable, **{"node-name": f"disk{number}"})
-            with pytest.raises(OutOfRangeError):
+            with pytest.raises(error):
                 await put(edge)
             assert edge.size == 1000
         edge = await edge_to(graph, READ | WRITE | RESIZE, growable=True)

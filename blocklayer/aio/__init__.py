@@ -3,5 +3,5 @@
 engine, threads   blocking calls in batches on few worker threads       file       one open file or block device
 fallocate, direct what Python's os module lacks for zeroes and O_DIRECT  locking    image locks that QEMU honours
 range_lock        exclusive holds on byte ranges                         task_pool  at most N tasks at once
-clock, rate_limit, leaky_bucket                                          time that tests can drive, and limits on it
+clock, leaky_bucket                                                      time that tests can drive, and limits on it
 """

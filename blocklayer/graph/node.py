@@ -123,7 +123,7 @@ class Node:
 
     def try_read(self, offset: int, length: int) -> bytes | None:
         """Read at once, or answer None if anything would have to wait. Creates no coroutine, task or future."""
-        if self._quiesced:
+        if self._quiesced or offset < 0 or not 0 <= length <= self.driver.size - offset:
             return None
         data = bytearray(length)
         return bytes(data) if self.path.try_read_into(offset, memoryview(data)) else None

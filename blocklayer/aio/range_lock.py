@@ -41,7 +41,10 @@ class RangeLock:
     def overlaps(self, offset: int, length: int) -> bool:
         """Whether somebody holds, or waits for, a byte of the range."""
         end = offset + length
-        return any(hold.start < end and offset < hold.end for hold in self._holds)
+        for hold in self._holds:  # noqa: SIM110 - any() would make a generator for each request
+            if hold.start < end and offset < hold.end:
+                return True
+        return False
 
     def try_hold(self, offset: int, length: int) -> _Hold | None:
         """Take the range at once, or answer None; give what this returns to ``release``."""

@@ -2,8 +2,8 @@
 
 A hop to a thread and back costs 40 to 100 us, whether it carries one request or sixty. So requests are collected during
 one tick of the event loop and handed over together: one queue item, one wake-up, one ``call_soon_threadsafe`` when the
-batch is done. What takes long enough to pay for a hop, 128 KiB, does not wait for the end of the tick, neither alone nor
-as the sum of smaller requests: so copying, which releases the GIL, runs on two cores.
+batch is done. Requests of 128 KiB or more take long enough to pay for their own hop and go one by one at once, so that
+two of them run on two cores (the copying releases the GIL).
 
     event loop    run() ... run() | end of tick, or enough: _hand_over       _complete: futures get their results
     queue                         +--> [small, small, small], [large], [large]
@@ -25,7 +25,7 @@ from blocklayer.aio import positional
 from blocklayer.aio.engine import Engine
 from blocklayer.aio.fallocate import fallocate
 from blocklayer.base.errors import StateError, from_os_error
-from blocklayer.base.units import KIB
+from blocklayer.base.units import KIB, MIB
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -36,7 +36,11 @@ WORKERS: Final = 4
 """Threads of an engine. Cached I/O is bound by two cores; a few more let slow devices overlap requests."""
 
 LARGE: Final = 128 * KIB
-"""Bytes that make a batch: the weight of a single operation, or the sum of small ones."""
+"""From this weight on an operation is handed over alone."""
+
+BATCH: Final = MIB
+"""Bytes that small operations of one tick bring together at most. Smaller batches on more threads are slower, not faster:
+threads that write to one file wait for its lock in the kernel, and all of them for the interpreter's."""
 
 
 class _Operation:
@@ -137,7 +141,7 @@ class ThreadEngine(Engine):
                 self._loop.call_soon(self._hand_over)
             self._collected.append(operation)
             self._weight += weight
-            if self._weight >= LARGE:
+            if self._weight >= BATCH:
                 self._hand_over()
         try:
             return await operation.future

@@ -201,6 +201,8 @@ class BlockCopy:
         if self._copy_range and background and await self._offload(offset, length):
             self.counters.background += length
             return None
+        if length <= BUFFER_LENGTH:
+            return await self._move_piece(offset, length, background=background)
         for piece in split(offset, length, length_max=BUFFER_LENGTH):
             failure = await self._move_piece(piece.offset, piece.length, background=background)
             if failure is not None:
@@ -229,6 +231,9 @@ class BlockCopy:
     async def _store(self, offset: int, data: memoryview) -> int:
         """Write clusters that hold something as data and the others as zeroes; answers how many bytes these are."""
         cluster, length = self.mode.cluster, len(data)
+        if length <= cluster and not self.mode.compress and not is_zero(data):
+            await self.target.write(offset, data, self._flags)
+            return 0
         start = zeroes = 0
         while start < length:
             zero = is_zero(data[start : start + cluster])

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 from array import array
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from blocklayer.base.errors import CorruptImageError, LimitError, NoSpaceError
 from blocklayer.base.ranges import align_up, div_round_up
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from blocklayer.graph.grace import GracePeriods
 
 _SECTOR = 512
+
+RESERVE: Final = 16
+"""Clusters that are taken together for requests of one cluster each; what is left of them goes back at each flush."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +92,7 @@ class Allocator:
         self._blocks_max = max(4, cache_bytes // self._geometry.cluster_size)
         self._lock = asyncio.Lock()
         self._next = 0
+        self._reserve: list[Clusters] = []  # counted already, last first; nothing points to them
         self._used_end = 0
         self._freed: list[tuple[int, int, int]] = []  # (offset, clusters, generation) since the last flush took them
         self._dropped: list[tuple[int, int, int]] = []  # the same, whose mapping is durably gone
@@ -105,7 +109,8 @@ class Allocator:
         self._zeroes_behind = driver.zero_init and driver.growable
 
     def tables(self) -> Iterator[WordTable]:
-        """Everything that may be dirty here."""
+        """Everything that may be dirty here, for a flush that begins now."""
+        self.return_reserve()
         yield self.table
         yield from self._blocks.values()
 
@@ -113,6 +118,8 @@ class Allocator:
 
     def try_take(self, count: int) -> Clusters | None:
         """As ``take``, at once; None if that takes a block from the file, or a new one."""
+        if count == 1 and self._reserve:
+            return self._reserve.pop()
         region, index = divmod(self._next, self._geometry.refcount_block_entries)
         table = self._blocks.get(region)
         if table is None or self._lock.locked():
@@ -120,7 +127,27 @@ class Allocator:
         found = table.block.find_free(index, 1)
         if found is None:
             return None
-        return self._take(region, table, found, table.block.free_run(found, count))
+        if count > 1:
+            return self._take(region, table, found, table.block.free_run(found, count))
+        run = self._take(region, table, found, table.block.free_run(found, RESERVE))
+        size = self._geometry.cluster_size
+        places = range(run.offset + run.count * size - size, run.offset - size, -size)
+        self._reserve = [Clusters(place, 1, run.virgin) for place in places]
+        return self._reserve.pop()
+
+    def return_reserve(self) -> None:
+        """Before tables are written: what is counted but not in use is free again."""
+        if not self._reserve:
+            return
+        last, first = self._reserve[0], self._reserve[-1]
+        region, index = self._geometry.refcount_position(first.offset)
+        table, count = self._blocks[region], len(self._reserve)
+        self._reserve = []
+        table.block.add(index, count, -1)
+        table.touch_counters(index, count)
+        self._next = min(self._next, first.offset >> self._geometry.cluster_bits)
+        if self._used_end == last.offset + self._geometry.cluster_size:
+            self._used_end = first.offset
 
     async def take(self, count: int) -> Clusters:
         """Up to ``count`` clusters in a row, at least one: the first ones that are free."""

@@ -120,6 +120,28 @@ def drop(driver: Qcow2Driver, entry: int) -> None:
         driver.allocator.free(found.host_offset, 1)
 
 
+def try_allocate_one(driver: Qcow2Driver, offset: int, length: int) -> ClusterAllocation | None:
+    """As ``allocate``, at once, for what nearly every request needs: room for one cluster that had none."""
+    geometry = driver.geometry
+    start = offset & ~geometry.cluster_mask
+    if geometry.extended_l2 or geometry.data_file or offset + length - start > geometry.cluster_size:
+        return None
+    table = driver.l2.try_writable_table(offset >> geometry.l1_shift)
+    if table is None:
+        return None
+    try:
+        if not table.words[offset >> geometry.cluster_bits & geometry.l2_mask]:
+            taken = driver.allocator.try_take(1)
+            if taken is not None:
+                size, host = geometry.cluster_size, taken.offset
+                return ClusterAllocation(driver, table, start, size, host=host, taken=taken)
+    except BaseException:
+        driver.l2.unpin(table)
+        raise
+    driver.l2.unpin(table)
+    return None
+
+
 async def allocate(driver: Qcow2Driver, offset: int, length: int) -> ClusterAllocation:
     """Room for a write; reserved room is used where there is some."""
     l1_index = offset >> driver.geometry.l1_shift

@@ -264,7 +264,8 @@ class Qcow2Driver(FormatDriver):
     async def allocate(self, offset: int, length: int) -> ClusterAllocation:
         """See ``FormatDriver.allocate``."""
         async with self.judged:
-            return await changes.allocate(self, offset, length)
+            one = changes.try_allocate_one(self, offset, length)
+            return one if one is not None else await changes.allocate(self, offset, length)
 
     async def zero_range(self, offset: int, length: int, *, may_unmap: bool) -> bool:
         """See ``FormatDriver.zero_range``."""

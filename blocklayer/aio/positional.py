@@ -40,6 +40,9 @@ def read_full(fd: int, buffer: memoryview, offset: int) -> None:
 def write_full(fd: int, buffers: Sequence[memoryview], offset: int, durable: bool) -> None:  # noqa: FBT001 - hot path
     """Store all of ``buffers``; ``durable`` before returning."""
     flags = _DURABLE if durable else 0
+    if len(buffers) == 1:
+        _write_vectors(fd, buffers, offset, flags)
+        buffers = ()
     for first in range(0, len(buffers), VECTORS_MAX):
         offset += _write_vectors(fd, buffers[first : first + VECTORS_MAX], offset, flags)
     if durable and not _DURABLE:

@@ -46,15 +46,14 @@ threads that write to one file wait for its lock in the kernel, and all of them 
 class _Operation:
     """One call on its way. ``future`` is what the caller awaits; ``drained`` what a cancelled caller awaits instead."""
 
-    __slots__ = ("args", "drained", "error", "function", "future", "handed_over", "result", "weight")
+    __slots__ = ("args", "drained", "error", "function", "future", "handed_over", "result")
 
     def __init__(
-        self, future: asyncio.Future[object], function: Callable[..., object], args: tuple[object, ...], weight: int
+        self, future: asyncio.Future[object], function: Callable[..., object], args: tuple[object, ...]
     ) -> None:
         self.future = future
         self.function = function
         self.args = args
-        self.weight = weight
         self.handed_over = False
         self.drained: asyncio.Future[None] | None = None
         self.result: object = None
@@ -81,16 +80,24 @@ class ThreadEngine(Engine):
 
     async def read(self, fd: int, buffer: memoryview, offset: int) -> None:
         """See ``Engine.read``."""
+        operation = self._begin(positional.read_full, (fd, buffer, offset), len(buffer))
         try:
-            await self._run(positional.read_full, (fd, buffer, offset), len(buffer))
+            await operation.future
+        except asyncio.CancelledError:
+            await self._let_go(operation)
+            raise
         except OSError as error:
             raise from_os_error(error, "read", offset=offset, length=len(buffer)) from None
 
     async def write(self, fd: int, buffers: Sequence[memoryview], offset: int, *, durable: bool = False) -> None:
         """See ``Engine.write``."""
-        length = sum(map(len, buffers))
+        length = len(buffers[0]) if len(buffers) == 1 else sum(map(len, buffers))
+        operation = self._begin(positional.write_full, (fd, buffers, offset, durable), length)
         try:
-            await self._run(positional.write_full, (fd, buffers, offset, durable), length)
+            await operation.future
+        except asyncio.CancelledError:
+            await self._let_go(operation)
+            raise
         except OSError as error:
             raise from_os_error(error, "write", offset=offset, length=length) from None
 
@@ -130,9 +137,18 @@ class ThreadEngine(Engine):
     # -- the way there and back --------------------------------------------------------------------------------
 
     async def _run(self, function: Callable[..., object], args: tuple[object, ...], weight: int) -> object:
+        operation = self._begin(function, args, weight)
+        try:
+            return await operation.future
+        except asyncio.CancelledError:
+            await self._let_go(operation)
+            raise
+
+    def _begin(self, function: Callable[..., object], args: tuple[object, ...], weight: int) -> _Operation:
+        """Collect an operation, or hand it over; the caller awaits its future, and if cancelled ``_let_go``."""
         if self._closed:
             raise StateError("the I/O engine is closed")
-        operation = _Operation(self._loop.create_future(), function, args, weight)
+        operation = _Operation(self._loop.create_future(), function, args)
         self._in_flight += 1
         if weight >= LARGE:
             self._put([operation])
@@ -143,18 +159,14 @@ class ThreadEngine(Engine):
             self._weight += weight
             if self._weight >= BATCH:
                 self._hand_over()
-        try:
-            return await operation.future
-        except asyncio.CancelledError:
-            await self._let_go(operation)
-            raise
+        return operation
 
     async def _let_go(self, operation: _Operation) -> None:
         """The caller was cancelled: take the operation back if that is possible, else wait until its thread is done."""
         if not operation.handed_over:
             self._finished()
             return
-        while operation.error is None and operation.result is _PENDING:
+        while operation.result is _PENDING:
             operation.drained = self._loop.create_future()
             try:
                 await operation.drained
@@ -182,31 +194,29 @@ class ThreadEngine(Engine):
     def _work(self) -> None:
         """A worker thread's life."""
         while (batch := self._queue.get()) is not None:
-            results: list[tuple[_Operation, object, BaseException | None]] = []
             for operation in batch:
                 try:
-                    results.append((operation, operation.function(*operation.args), None))
+                    operation.result = operation.function(*operation.args)
                 except BaseException as error:  # noqa: BLE001 - every outcome belongs to the caller
-                    results.append((operation, None, error))
-            self._loop.call_soon_threadsafe(self._complete, results)
-            del batch, results, operation  # an idle thread keeps no buffer alive
+                    operation.result, operation.error = None, error
+            self._loop.call_soon_threadsafe(self._complete, batch)
+            del batch, operation  # an idle thread keeps no buffer alive
 
-    def _complete(self, results: list[tuple[_Operation, object, BaseException | None]]) -> None:
+    def _complete(self, batch: list[_Operation]) -> None:
         """Back in the event loop: give a whole batch its results."""
         self._batches -= 1
-        for operation, result, error in results:
-            operation.result, operation.error = result, error
-            future = operation.future
+        for operation in batch:
+            future, error = operation.future, operation.error
             if not future.done():
                 if error is None:
-                    future.set_result(result)
+                    future.set_result(operation.result)
                 elif isinstance(error, StopIteration):  # no future takes it
                     future.set_exception(RuntimeError(f"{operation.function} raised StopIteration"))
                 else:
                     future.set_exception(error)
             elif operation.drained is not None and not operation.drained.done():
                 operation.drained.set_result(None)
-        self._finished(len(results))
+        self._finished(len(batch))
 
     def _finished(self, count: int = 1) -> None:
         self._in_flight -= count

@@ -223,6 +223,8 @@ class Node:
     def before_write(self, hook: BeforeWrite) -> HookHandle:
         """Run ``hook`` before each write, write_zeroes and discard that starts from now on.
 
+        It is called with the request and answers what to await before the driver sees it, or None for nothing; so a
+        coroutine function will do.
         For a point in time register it inside ``drained``: then no write is under way that has not seen it.
         """
         return HookHandle(self.path.hooks, hook)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from blocklayer.graph.node_options import NodeOptions
     from blocklayer.graph.statistics import OperationCounters
 
-    BeforeWrite = Callable[[Request], Awaitable[None]]
+    BeforeWrite = Callable[[Request], Awaitable[None] | None]
 
 T = TypeVar("T")
 
@@ -183,7 +183,9 @@ class RequestPath:
         try:
             if self.hooks and (is_plain or WriteFlags.UNCHANGED not in flags):
                 for hook in tuple(self.hooks):
-                    await hook(request)
+                    waiting = hook(request)
+                    if waiting is not None:
+                        await waiting
             if not is_plain and WriteFlags.SERIALISING in flags:
                 await self._serialise(request, Range(offset, length), Range(offset, length))
             elif requests.serialising:

@@ -40,7 +40,7 @@ from blocklayer.jobs.policy import OnCbwError
 from blocklayer.jobs.survey import Survey
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from blocklayer.base.errors import BlockError
     from blocklayer.graph.node import HookHandle, Node
@@ -208,8 +208,10 @@ class BackupJob(Job):
             raise failure.error
         self._break_snapshot(failure.error)
 
-    async def _before_write(self, request: WriteRequest) -> None:
-        await self.do_cow(request.offset, request.length)
+    def _before_write(self, request: WriteRequest) -> Awaitable[None] | None:
+        if self._before.is_saved(request.offset, request.length):
+            return None
+        return self.do_cow(request.offset, request.length)
 
     def _break_snapshot(self, cause: BlockError) -> None:
         error = SnapshotBrokenError(f"the point in time was given up for a guest's write: {cause}", job=self.id)

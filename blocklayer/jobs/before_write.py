@@ -45,13 +45,15 @@ class BeforeWrite:
         self._spawn = spawn
         self._copying: dict[GiveUp, None] = {}
 
+    def is_saved(self, offset: int, length: int) -> bool:
+        """Whether a write to the range has to wait for nothing."""
+        return self.over or not self._copy.needs(*self._copy.clusters(offset, length))
+
     async def save(self, offset: int, length: int) -> Failure | None:
         """Save the range's old data, or answer why that was not possible."""
-        if self.over:
+        if self.is_saved(offset, length):
             return None
         first, last = self._copy.clusters(offset, length)
-        if not self._copy.needs(first, last):
-            return None
         self.waits += 1
         if not self._timeout_s:
             return await self._save(first, last)
@@ -78,6 +80,8 @@ class BeforeWrite:
             claim = self._copy.claim(first, last, background=False)
             if claim is not None:
                 failure = await self._perform(claim)
+                if claim.first == first and claim.last == last:
+                    return failure
                 continue
             other = self._claims.overlapping(first, last)
             if other is None:

@@ -14,23 +14,30 @@ import anyio
 class Signal:
     """Not a flag: only those that wait already are woken."""
 
-    __slots__ = ("_future",)
+    __slots__ = ("_waiters",)
 
     def __init__(self) -> None:
         """Nobody waits yet."""
-        self._future: asyncio.Future[None] | None = None
+        self._waiters: list[asyncio.Future[None]] = []
 
     def notify(self) -> None:
         """Wake all who wait."""
-        if self._future is not None:
-            self._future.set_result(None)
-            self._future = None
+        if self._waiters:
+            waiters, self._waiters = self._waiters, []
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
 
     async def wait(self) -> None:
         """Wait for the next ``notify``."""
-        if self._future is None:
-            self._future = asyncio.get_running_loop().create_future()
-        await asyncio.shield(self._future)
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        try:
+            await waiter
+        except asyncio.CancelledError:
+            if waiter in self._waiters:
+                self._waiters.remove(waiter)
+            raise
 
     async def wait_at_most(self, timeout_s: float) -> None:
         """Wait for the next ``notify``, or until the time is over."""

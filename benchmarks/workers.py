@@ -1,4 +1,4 @@
-"""A fixed number of requests in flight: as many tasks as the depth, each with its own share of the offsets."""
+"""A fixed number of requests in flight: as many tasks as the depth, each takes the next offset when it is free."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ if TYPE_CHECKING:
 async def rate(offsets: Iterable[int], depth: int, request: Callable[[int], Awaitable[object]]) -> float:
     """Requests per second when ``request(offset)`` is awaited for all ``offsets`` with ``depth`` in flight."""
     places = list(offsets)
+    rest = iter(places)
 
-    async def worker(share: list[int]) -> None:
-        for offset in share:
+    async def worker() -> None:
+        for offset in rest:
             await request(offset)
 
     with loops.timed() as watch:
         async with anyio.create_task_group() as group:
-            for number in range(depth):
-                group.start_soon(worker, places[number::depth])
+            for _ in range(depth):
+                group.start_soon(worker)
     return len(places) / watch.seconds

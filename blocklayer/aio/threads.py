@@ -69,6 +69,7 @@ class ThreadEngine(Engine):
         self._queue: SimpleQueue[list[_Operation] | None] = SimpleQueue()
         self._collected: list[_Operation] = []
         self._weight = 0  # of what is collected
+        self._due = False  # the hand-over at the end of this tick is scheduled
         self._in_flight = 0
         self._batches = 0  # handed over and not completed: each may be blocking a thread
         self._workers = workers
@@ -153,7 +154,8 @@ class ThreadEngine(Engine):
         if weight >= LARGE:
             self._put([operation])
         else:
-            if not self._collected:
+            if not self._due:
+                self._due = True
                 self._loop.call_soon(self._hand_over)
             self._collected.append(operation)
             self._weight += weight
@@ -175,6 +177,7 @@ class ThreadEngine(Engine):
 
     def _hand_over(self) -> None:
         """The tick has ended, or enough has come together: it becomes a batch, but for what was cancelled meanwhile."""
+        self._due = False
         collected, self._collected, self._weight = self._collected, [], 0
         batch = [operation for operation in collected if not operation.future.done()]
         if batch:
@@ -216,6 +219,9 @@ class ThreadEngine(Engine):
                     future.set_exception(error)
             elif operation.drained is not None and not operation.drained.done():
                 operation.drained.set_result(None)
+        if not self._due:  # those that wake up now often ask for more: it goes on its way in the same tick
+            self._due = True
+            self._loop.call_soon(self._hand_over)
         self._finished(len(batch))
 
     def _finished(self, count: int = 1) -> None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from blocklayer.graph.opener import Opener
 
+_NO_FLAGS = WriteFlags.NONE
 _WRITERS = Permission.WRITE | Permission.RESIZE
 
 
@@ -104,7 +105,7 @@ class FileDriver(Driver):
 
     async def write(self, offset: int, data: memoryview, flags: WriteFlags) -> None:
         """Write, extending the file if need be."""
-        await self._file.write(offset, data, durable=flags is not WriteFlags.NONE and WriteFlags.FUA in flags)
+        await self._file.write(offset, data, durable=flags is not _NO_FLAGS and WriteFlags.FUA in flags)
 
     async def write_zeroes(self, offset: int, length: int, flags: WriteFlags) -> None:
         """Zero by hole, by reserved zeroes, or by writing."""

@@ -44,6 +44,7 @@ INLINE_READ_MAX = 128 * KIB
 hop. Longer ones go to the threads, so that the loop and the copying use two cores."""
 
 _NO_FLAGS = WriteFlags.NONE
+_WRITE = RequestKind.WRITE
 
 
 class RequestPath:
@@ -123,18 +124,19 @@ class RequestPath:
 
     async def write(self, offset: int, data: memoryview, flags: WriteFlags = _NO_FLAGS, *, grow: bool = False) -> None:
         """Write all of ``data``; ``grow`` allows to extend a driver that can."""
-        length = len(data)
-        self._check_write(offset, length, grow=grow)
+        length, driver = len(data), self.driver
+        if self._read_only or self.closed or offset < 0 or offset + length > driver.size:
+            self._check_write(offset, length, grow=grow)
         if not length:
             return
         if self._detects_zeroes and is_zero(data):
             unmap = WriteFlags.MAY_UNMAP if self.options.detect_zeroes is DetectZeroes.UNMAP else _NO_FLAGS
             await self.write_zeroes(offset, length, (flags & ~WriteFlags.NO_FALLBACK) | unmap, grow=grow)
             return
-        request = Request(RequestKind.WRITE, offset, length, flags)
-        request.grows = grow and self.driver.growable
+        request = Request(_WRITE, offset, length, flags)
+        request.grows = grow and driver.growable
         simple = self._aligned and length <= self._transfer_max
-        action = self.driver.write if simple else partial(self._write_aligned, request)
+        action = driver.write if simple else partial(self._write_aligned, request)
         await self._run_write(request, self.statistics.write, action, data)
 
     async def write_compressed(self, offset: int, data: memoryview, flags: WriteFlags = _NO_FLAGS) -> None:
@@ -200,7 +202,8 @@ class RequestPath:
         finally:
             requests.remove(request)
         counters.record(length, perf_counter() - started)
-        self.statistics.wrote(offset + length)
+        if offset + length > self.statistics.write_end_max:
+            self.statistics.write_end_max = offset + length
         if not is_plain and (self._write_through or WriteFlags.FUA in flags) and not self.driver.handles_fua:
             await self._flush()
 

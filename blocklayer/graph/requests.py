@@ -136,7 +136,8 @@ class RequestList:
     def remove(self, request: Request) -> None:
         """The request is done, however it ended."""
         del self._requests[request]
-        self.serialising -= request.serialising
+        if request.serialising:
+            self.serialising -= 1
         request.finish()
         if self._idle is not None and not self._requests:
             if not self._idle.done():

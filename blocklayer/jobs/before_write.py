@@ -73,6 +73,10 @@ class BeforeWrite:
         await self._claims.wait_none()
 
     async def _save(self, first: int, last: int) -> Failure | None:
+        if last - first == 1:  # nearly every write: nothing is left to look for
+            claim = self._copy.claim(first, last, background=False)
+            if claim is not None:
+                return await self._perform(claim)
         breather = Breather()
         failure = await self._skim(first, last, breather) if self._copy.is_large(first, last) else None
         while failure is None and not self.over:
@@ -80,8 +84,6 @@ class BeforeWrite:
             claim = self._copy.claim(first, last, background=False)
             if claim is not None:
                 failure = await self._perform(claim)
-                if claim.first == first and claim.last == last:
-                    return failure
                 continue
             other = self._claims.overlapping(first, last)
             if other is None:

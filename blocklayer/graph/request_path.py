@@ -202,8 +202,7 @@ class RequestPath:
         finally:
             requests.remove(request)
         counters.record(length, perf_counter() - started)
-        if offset + length > self.statistics.write_end_max:
-            self.statistics.write_end_max = offset + length
+        self.statistics.wrote(offset + length)
         if not is_plain and (self._write_through or WriteFlags.FUA in flags) and not self.driver.handles_fua:
             await self._flush()
 

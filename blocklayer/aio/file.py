@@ -22,7 +22,7 @@ from blocklayer.base.buffers import ZEROES
 from blocklayer.base.errors import IOFailedError, UnsupportedError, from_os_error
 from blocklayer.base.modes import CacheMode, Permission, Preallocation
 from blocklayer.base.ranges import align_up
-from blocklayer.base.units import MIB
+from blocklayer.base.units import MIB, SECTOR
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -288,6 +288,10 @@ class File:
         if self._run is asked:
             self._run = (is_data, offset, end)
         return is_data, min(length, end - offset)
+
+    async def allocated_size(self) -> int | None:
+        """Bytes that the file occupies, less than ``size`` if it has holes; None for a device."""
+        return None if self.is_device else (await self.engine.call(os.fstat, self.fd)).st_blocks * SECTOR
 
     # -- helpers -----------------------------------------------------------------------------------------------
 

@@ -5,7 +5,8 @@ read as *zeroes*, and at which host offset of which node does it lie as plain da
 
     kind         allocated  zero   host_offset
     DATA         yes        no     set if the bytes lie there as they are (not compressed)
-    ZERO         yes        yes    set if space is reserved
+    ZERO         yes        yes    set if space is reserved; ``unwritten`` if the format calls it data, but the file
+                                   has a hole in its place (preallocation=metadata)
     UNALLOCATED  no         no     never; look into the backing node. At the bottom of a chain it reads as zeroes
 """
 
@@ -43,6 +44,7 @@ class Extent:
     host_node: str | None = None
     compressed: bool = False
     present: bool = True
+    unwritten: bool = False
 
     def __post_init__(self) -> None:
         """Refuse empty runs: loops over extents must advance."""
@@ -80,7 +82,7 @@ class Extent:
         if later.offset != self.end or (self.host_offset is None) != (later.host_offset is None):
             return False
         contiguous = self.host_offset is None or later.host_offset == self.host_offset + self.length
-        same = (self.kind, self.depth, self.node, self.host_node, self.compressed, self.present)
+        same = (self.kind, self.depth, self.node, self.host_node, self.compressed, self.present, self.unwritten)
         return contiguous and same == (
             later.kind,
             later.depth,
@@ -88,6 +90,7 @@ class Extent:
             later.host_node,
             later.compressed,
             later.present,
+            later.unwritten,
         )
 
     def joined(self, later: Extent) -> Extent:

@@ -68,14 +68,14 @@ def as_hex(number: int) -> str:
 
 def as_record(extent: blocklayer.Extent) -> dict[str, object]:
     """Keys and order as in qemu-img's JSON."""
-    is_data = extent.kind is blocklayer.ExtentKind.DATA
+    is_zero = extent.is_zero
     record: dict[str, object] = {
         "start": extent.offset,
         "length": extent.length,
         "depth": extent.depth,
         "present": extent.present,
-        "zero": not is_data,
-        "data": is_data,
+        "zero": is_zero,
+        "data": not is_zero or extent.unwritten,
     }
     if extent.host_offset is not None:
         record["offset"] = extent.host_offset

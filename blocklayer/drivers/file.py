@@ -134,6 +134,10 @@ class FileDriver(Driver):
         kind = ExtentKind.DATA if is_data else ExtentKind.ZERO
         return Extent(offset, length, kind, host_offset=offset, host_node=self._node_name)
 
+    async def allocated_size(self) -> int | None:
+        """Blocks of the file that are not holes; of a device nobody can tell."""
+        return await self._file.allocated_size()
+
     async def flush(self) -> None:
         """``fdatasync``."""
         await self._file.flush()

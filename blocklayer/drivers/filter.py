@@ -81,6 +81,10 @@ class FilterDriver(Driver):
         """Pass on."""
         return await self.file.block_status(offset, length)
 
+    async def allocated_size(self) -> int | None:
+        """The child's."""
+        return await self.file.node.driver.allocated_size()
+
     async def truncate(self, size: int, preallocation: Preallocation) -> None:
         """Pass on."""
         await self.file.truncate(size, preallocation)

@@ -125,6 +125,11 @@ class RawDriver(Driver):
         """The file's, moved by ``offset``."""
         return replace(await self._file.block_status(self._offset + offset, length), offset=offset)
 
+    async def allocated_size(self) -> int | None:
+        """The file's, if this is all of it."""
+        whole = self._offset == 0 and self._size is None
+        return await self._file.node.driver.allocated_size() if whole else None
+
     async def truncate(self, size: int, preallocation: Preallocation) -> None:
         """Resize the file; a slice of fixed size cannot be resized."""
         if self._size is not None:

@@ -129,6 +129,10 @@ class Driver(ABC):
         """``block_status`` at once, or None if anything would wait."""
         return None
 
+    async def allocated_size(self) -> int | None:
+        """Bytes that the node occupies on its storage, or None if nobody can tell."""
+        return None
+
     async def flush(self) -> None:
         """Make all completed writes durable. Default: flush the children that this driver may write to."""
         for child in self.children.values():

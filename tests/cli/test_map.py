@@ -10,7 +10,7 @@ import pytest
 from blocklayer.cli.map import as_hex
 from tests.helpers.command import assert_same, blocklayer, qemu
 from tests.helpers.gallery import DAMAGED, UNREADABLE, WHOLE
-from tests.helpers.peers import needs
+from tests.helpers.peers import needs, qemu_img, qemu_io
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -129,3 +129,14 @@ def test_a_base_that_ends_within_a_sector_ends_there(gallery: Path) -> None:
 @pytest.mark.parametrize(("number", "text"), [(0, "0"), (1, "0x1"), (65536, "0x10000")])
 def test_numbers_are_printed_as_c_does(number: int, text: str) -> None:
     assert as_hex(number) == text
+
+
+@pytest.mark.parametrize("preallocation", ["metadata", "falloc", "full"])
+@pytest.mark.parametrize("options", ["cluster_size=64k", "cluster_size=4k,refcount_bits=1", "cluster_size=2M"])
+def test_room_that_was_never_written_reads_as_zeroes(tmp_path: Path, preallocation: str, options: str) -> None:
+    """The format calls it data; only the file knows that nothing was stored there."""
+    image = str(tmp_path / "disk.qcow2")
+    qemu_img("create", "-q", "-f", "qcow2", "-o", f"preallocation={preallocation},{options}", image, "8M")
+    qemu_io(image, "write -P 3 1M 64k", "write -P 4 3001k 5k")
+    assert_same("map", image)
+    assert_same("map", "--output=json", image)

@@ -7,7 +7,7 @@ import os
 import pytest
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="package", autouse=True)
 def files_are_not_made_durable():
     """A tenth of the time: waiting for the disk cannot be seen from inside. Crash states have tests of their own."""
     with pytest.MonkeyPatch.context() as patch:

@@ -181,6 +181,12 @@ class RefcountBlock:
         data = bytes(memoryview(self.data)[index * width : (index + limit) * width])
         return limit - -(-len(data.lstrip(b"\0")) // width)
 
+    def used(self, count: int) -> int:
+        """How many of the first ``count`` counters are not zero."""
+        if self.is_uniform(0, count):
+            return count if self.get(0) else 0
+        return count - self.load(0, count).count(0)
+
     def last_used(self) -> int | None:
         """Index of the last counter that is not zero, or None."""
         used = len(self.data.rstrip(b"\0"))

@@ -11,10 +11,12 @@ Specification: docs/interop/qcow2 of QEMU. Sections are named where bits are tou
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from blocklayer.base.errors import CorruptImageError, OptionError, ReadOnlyError, StateError
+from blocklayer.base.extents import Extent, ExtentKind
 from blocklayer.base.modes import Preallocation, WriteFlags
 from blocklayer.base.ranges import align_down
 from blocklayer.codec.qcow2.entries import (
@@ -34,6 +36,7 @@ from blocklayer.drivers.qcow2.allocator import Allocator
 from blocklayer.drivers.qcow2.compressed import CompressedClusters
 from blocklayer.drivers.qcow2.create import create_image
 from blocklayer.drivers.qcow2.facts import facts, read_snapshots
+from blocklayer.drivers.qcow2.holes import has_unwritten_clusters
 from blocklayer.drivers.qcow2.image_file import Judged
 from blocklayer.drivers.qcow2.l2_tables import L2Tables
 from blocklayer.drivers.qcow2.opening import OpenedImage, open_image
@@ -96,6 +99,7 @@ class Qcow2Driver(FormatDriver):
         self._l2_mask = geometry.l2_mask
         self._cluster_mask = geometry.cluster_mask
         self._extended = geometry.extended_l2
+        self._sparse: bool | None = None
 
     # -- life ----------------------------------------------------------------------------------------------------
 
@@ -258,6 +262,33 @@ class Qcow2Driver(FormatDriver):
         cluster = await self.compressed.read(host_offset, length)
         inside = offset & self._cluster_mask
         buffer[:] = cluster[inside : inside + len(buffer)]
+
+    # -- status --------------------------------------------------------------------------------------------------
+
+    def try_block_status(self, offset: int, length: int) -> Extent | None:
+        """See ``FormatDriver``; what may lie in a hole of the file takes a look there."""
+        extent = super().try_block_status(offset, length)
+        if extent is not None and self._sparse is not False and extent.kind is ExtentKind.DATA:
+            return None
+        return extent
+
+    async def block_status(self, offset: int, length: int) -> Extent:
+        """See ``FormatDriver``. In a sparse file data that were never written are known to be zeroes."""
+        extent = await super().block_status(offset, length)
+        if extent.host_offset is None or extent.kind is not ExtentKind.DATA or not await self._is_sparse():
+            return extent
+        inside = self._data.size - extent.host_offset
+        if inside <= 0:
+            return replace(extent, kind=ExtentKind.ZERO, unwritten=True)
+        stored = await self._data.block_status(extent.host_offset, min(inside, extent.length))
+        extent = extent.clipped(offset, stored.length)
+        return replace(extent, kind=ExtentKind.ZERO, unwritten=True) if stored.is_zero else extent
+
+    async def _is_sparse(self) -> bool:
+        """Whether the file has many holes, as with preallocation=metadata. Found out once: asking for each run costs."""
+        if self._sparse is None:
+            self._sparse = await has_unwritten_clusters(self.image)
+        return self._sparse
 
     # -- changes -------------------------------------------------------------------------------------------------
 

@@ -88,6 +88,9 @@ def test_ranges_equal_those_of_a_list(order: int, seed: int, data: st.DataObject
     wanted = data.draw(st.integers(1, 9))
     expected = next((at for at in range(index, len(values) - wanted + 1) if not any(values[at : at + wanted])), None)
     assert block.find_free(index, wanted) == expected
+    assert [block.used(count) for count in range(1, len(values) + 1)] == [
+        sum(map(bool, values[:count])) for count in range(1, len(values) + 1)
+    ]
     assert block.last_used() == max((at for at, value in enumerate(values) if value), default=None)
     action = data.draw(st.sampled_from(["add", "fill", "store"]))
     if action == "add":

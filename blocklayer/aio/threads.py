@@ -81,17 +81,13 @@ class ThreadEngine(Engine):
 
     async def read(self, fd: int, buffer: memoryview, offset: int) -> None:
         """See ``Engine.read``."""
-        operation = self._begin(positional.read_full, (fd, buffer, offset), len(buffer))
         try:
-            await operation.future
-        except asyncio.CancelledError:
-            await self._let_go(operation)
-            raise
+            await self._run(positional.read_full, (fd, buffer, offset), len(buffer))
         except OSError as error:
             raise from_os_error(error, "read", offset=offset, length=len(buffer)) from None
 
     async def write(self, fd: int, buffers: Sequence[memoryview], offset: int, *, durable: bool = False) -> None:
-        """See ``Engine.write``."""
+        """See ``Engine.write``. As ``_run``, but without its coroutine: this is the call that counts."""
         length = len(buffers[0]) if len(buffers) == 1 else sum(map(len, buffers))
         operation = self._begin(positional.write_full, (fd, buffers, offset, durable), length)
         try:

@@ -26,7 +26,7 @@ check: $(VENV)/.dev ## ruff, mypy, import-linter, tidy
 	$(BIN)/python -m pytest -q tests/test_tidy.py
 
 bench: $(VENV)/.dev peers ## every benchmark beside its peer, as a table
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks --readme README.md
 
 docs: $(VENV)/.dev ## reference pages from docstrings, into site/
 	$(BIN)/pdoc --docformat markdown -o site blocklayer '!blocklayer.cli'

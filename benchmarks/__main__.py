@@ -18,7 +18,7 @@ from benchmarks import (
 from benchmarks.command_line import parser, settings_of
 from benchmarks.environment import environment
 from benchmarks.harness import run_scenario
-from benchmarks.report import page, write_json
+from benchmarks.report import page, put_between, summary, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,7 +33,9 @@ RESULTS = Path(__file__).parent / "results"
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run every scenario; the files are rewritten after each, so that an interrupted run leaves what it had."""
-    arguments = parser("benchmarks", "All benchmarks, side by side with their peers.").parse_args(argv)
+    options = parser("benchmarks", "All benchmarks, side by side with their peers.")
+    options.add_argument("--readme", type=Path, metavar="FILE", help="put the summary between the marks of FILE")
+    arguments = options.parse_args(argv)
     settings = settings_of(arguments)
     around = environment(settings.directory, settings.loops)
     json_path = arguments.json or RESULTS / "results.json"
@@ -43,6 +45,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_json(json_path, results, around)
         json_path.with_suffix(".md").write_text(page(results, around), encoding="utf-8")
     sys.stdout.write(page(results, around))
+    if arguments.readme is not None:
+        text = arguments.readme.read_text(encoding="utf-8")
+        arguments.readme.write_text(put_between(text, summary(results, around)), encoding="utf-8")
 
 
 if __name__ == "__main__":

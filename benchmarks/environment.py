@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -42,8 +43,9 @@ def file_system_of(directory: Path, mounts: str) -> str:
 
 
 def program_version(program: str) -> str | None:
-    """The first line of ``program --version``; None if it is not installed."""
-    return _first_line(program, "--version")
+    """The first number with a point that ``program --version`` prints; None if it is not installed."""
+    found = re.search(r"\d+(\.\d+)+", _first_line(program, "--version") or "")
+    return None if found is None else found[0]
 
 
 def _packages() -> dict[str, str | None]:

@@ -176,17 +176,17 @@ def run_scenario(scenario: Scenario, settings: Settings) -> Iterator[Result]:
     with scenario.cases(settings) as cases:
         for case in cases:
             if settings.only in case.name:
-                yield from run_case(scenario.name, case, settings)
+                yield from run_case(scenario.name, case, rounds=settings.rounds, size=settings.size)
 
 
-def run_case(scenario: str, case: Case, settings: Settings) -> list[Result]:
+def run_case(scenario: str, case: Case, *, rounds: int, size: int) -> list[Result]:
     """Interleave the sides for some rounds; one result for each figure and loop."""
     sides: dict[str, Side] = {**case.ours} if case.theirs is None else {**case.ours, "": case.theirs}
     figures: dict[str, list[Figures]] = {name: [] for name in (*case.ours, "")}
-    for number in range(1, settings.rounds + 1):
+    for number in range(1, rounds + 1):
         first = number % len(sides)
         for name in (*list(sides)[first:], *list(sides)[:first]):
-            settle(settings.size)
+            settle(size)
             figures[name].append(sides[name]())
             _tell(scenario, case, name or "peer", number, figures[name][-1])
     return [_result(scenario, case, loop, figure, figures) for figure in case.figures for loop in case.ours]

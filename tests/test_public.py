@@ -157,22 +157,22 @@ async def test_what_using_it_feels_like(tmp_path: Path) -> None:
     async with blocklayer.Graph() as graph:
         await graph.create(tmp_path / "base.qcow2", format="qcow2", size="4M")
         base = await graph.open(tmp_path / "base.qcow2")
-        await base.write(0, b"base" * 1024)
+        await base.write(0, b"base" * 16384)
         await base.close()
         await graph.create(tmp_path / "vm.qcow2", format="qcow2", backing_file="base.qcow2", backing_fmt="qcow2")
         seed = await graph.open(tmp_path / "vm.qcow2")
-        await seed.write(65536, b"old" * 1000)
+        await seed.write(65536, b"old." * 16384)
         await seed.close()
 
     async with blocklayer.Graph() as graph:
         disk = await graph.open(tmp_path / "vm.qcow2")
         job = await graph.backup(disk, tmp_path / "monday.qcow2", sync="top")
-        await disk.write(65536, b"new" * 1000)
+        await disk.write(65536, b"new." * 16384)
         seen = [progress async for progress in job.progress()]
         result = await job.wait()
 
-        assert await disk.read(0, 4096) == b"base" * 1024
-        assert await disk.read(65536, 3000) == b"new" * 1000
+        assert await disk.read(0, 65536) == b"base" * 16384
+        assert await disk.read(65536, 65536) == b"new." * 16384
         extents = [(extent.kind.value, extent.depth, extent.host_offset is None) async for extent in disk.extents()]
         assert extents == [("data", 1, False), ("data", 0, False), ("zero", 1, True)]
 
@@ -181,8 +181,8 @@ async def test_what_using_it_feels_like(tmp_path: Path) -> None:
     assert isinstance(result, blocklayer.BackupResult)
     async with blocklayer.Graph() as graph:
         monday = await graph.open(tmp_path / "monday.qcow2", read_only=True)
-        assert await monday.read(65536, 3000) == b"old" * 1000
-        assert await monday.read(0, 4096) == b"base" * 1024
+        assert await monday.read(65536, 65536) == b"old." * 16384
+        assert await monday.read(0, 65536) == b"base" * 16384
 
 
 def test_the_public_graph_is_the_bare_one_with_jobs() -> None:

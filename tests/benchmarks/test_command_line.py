@@ -42,7 +42,7 @@ def test_a_benchmark_prints_its_table_and_writes_its_json(
     def cases(settings: Settings) -> Iterator[Sequence[Case]]:
         yield [Case("c", "peer", (requests_per_second(),), {"stock": lambda: {"rate": settings.rounds}}, None)]
 
-    monkeypatch.setattr(harness, "settle", lambda: None)
+    monkeypatch.setattr(harness, "settle", lambda _size: None)
     path = tmp_path / "out.json"
     main(Scenario("demo", "", cases), ["--rounds", "2", "--json", str(path), "--loop", "stock"])
     assert "| demo | c | stock |" in capsys.readouterr().out

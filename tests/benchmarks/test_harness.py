@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(autouse=True)
 def _no_sync(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(harness, "settle", lambda: None)
+    monkeypatch.setattr(harness, "settle", lambda _size: None)
 
 
 def case_of(ours: dict[str, Side], theirs: Side | None, *figures: Figure) -> Case:
@@ -40,21 +40,21 @@ def test_rounds_are_interleaved_side_by_side() -> None:
 
         return run
 
-    run_case("scenario", case_of({"stock": side("stock"), "uvloop": side("uvloop")}, side("peer")), rounds=2)
-    assert order == ["stock", "uvloop", "peer"] * 2
+    run_case("scenario", case_of({"stock": side("stock"), "uvloop": side("uvloop")}, side("peer")), rounds=2, size=0)
+    assert order == ["uvloop", "peer", "stock", "peer", "stock", "uvloop"], "each side follows each other side"
 
 
 def test_both_sides_are_settled_before_each_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    settled: list[None] = []
-    monkeypatch.setattr(harness, "settle", lambda: settled.append(None))
-    run_case("scenario", case_of({"stock": lambda: {"rate": 1.0}}, lambda: {"rate": 1.0}), rounds=3)
+    settled: list[int] = []
+    monkeypatch.setattr(harness, "settle", settled.append)
+    run_case("scenario", case_of({"stock": lambda: {"rate": 1.0}}, lambda: {"rate": 1.0}), rounds=3, size=0)
     assert len(settled) == 6
 
 
 def test_the_median_and_not_the_mean_is_compared() -> None:
     rates = iter([10.0, 1000.0, 20.0])
     (result,) = run_case(
-        "scenario", case_of({"stock": lambda: {"rate": next(rates)}}, lambda: {"rate": 10.0}), rounds=3
+        "scenario", case_of({"stock": lambda: {"rate": next(rates)}}, lambda: {"rate": 10.0}), rounds=3, size=0
     )
     assert result.ours.values == (10.0, 1000.0, 20.0)
     assert result.ours.median == 20.0
@@ -68,7 +68,7 @@ def test_each_loop_and_each_figure_has_its_own_result() -> None:
     case = case_of(
         {"stock": ours, "uvloop": ours}, lambda: {"rate": 2.0, "time": 3.0}, requests_per_second(), seconds()
     )
-    results = run_case("scenario", case, rounds=1)
+    results = run_case("scenario", case, rounds=1, size=0)
     assert [(r.figure.name, r.loop, r.ratio) for r in results] == [
         ("rate", "stock", 2.0),
         ("rate", "uvloop", 2.0),
@@ -78,7 +78,7 @@ def test_each_loop_and_each_figure_has_its_own_result() -> None:
 
 
 def test_without_a_peer_there_is_no_ratio() -> None:
-    (result,) = run_case("scenario", case_of({"stock": lambda: {"rate": 4.0}}, None), rounds=1)
+    (result,) = run_case("scenario", case_of({"stock": lambda: {"rate": 4.0}}, None), rounds=1, size=0)
     assert result.theirs.median is None
     assert result.ratio is None
     assert result.verdict == ""

@@ -24,7 +24,7 @@ pytestmark = needs(*PROGRAMS)
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(harness, "settle", lambda: None)
+    monkeypatch.setattr(harness, "settle", lambda _size: None)
     monkeypatch.setattr(backup_sparse, "VIRTUAL_SIZE", 1 << 30)
     monkeypatch.setattr(peak_memory, "SPARSE_SIZE", 1 << 30)
     monkeypatch.setattr(guest_writes, "WARM_UP_S", 0.5)

@@ -8,7 +8,7 @@
     |   +-- ReadOnlyError                a write reached a node that was opened read-only
     |   +-- UnsupportedError             the driver cannot do this at all
     |   +-- StateError                   the object is in a state that refuses the call (also closed things)
-    |   +-- NotFoundError                no such node, job or driver
+    |   +-- NotFoundError                no such node, job, driver or export
     |   +-- DuplicateError               the name is taken
     |   +-- PermissionConflictError      two users of one node exclude each other
     |   +-- InUseError                   another operation holds the node
@@ -26,6 +26,7 @@
     |   +-- MissingFileError             ENOENT
     |   +-- AccessDeniedError            EACCES, EPERM, EROFS
     |   +-- TimedOutError                ETIMEDOUT
+    |   +-- ProtocolError                the other side of a connection broke its protocol; EPROTO
     +-- JobError                         a job ended without success
         +-- JobCancelledError            it was cancelled
         +-- SnapshotBrokenError          a point in time could not be kept (on_cbw_error=break-snapshot)
@@ -116,7 +117,7 @@ class StateError(UsageError):
 
 
 class NotFoundError(UsageError):
-    """No such node, job or driver."""
+    """No such node, job, driver or export."""
 
 
 class DuplicateError(UsageError):
@@ -212,6 +213,14 @@ class AccessDeniedError(IOFailedError):
 
 class TimedOutError(IOFailedError):
     """The operation took longer than it was given."""
+
+
+class ProtocolError(IOFailedError):
+    """The other side of a connection broke its protocol: nothing that it says further can be trusted."""
+
+    def __init__(self, message: str, *, errno: int = _errno.EPROTO, node: str | None = None) -> None:
+        """The text says what was wrong and where in the message."""
+        super().__init__(message, errno=errno, node=node)
 
 
 class JobError(BlockError):

@@ -24,6 +24,7 @@ from blocklayer.base.errors import (
     NoSpaceError,
     OptionError,
     OutOfRangeError,
+    ProtocolError,
     ReferenceRefusedError,
     TimedOutError,
     UnsupportedFeatureError,
@@ -99,6 +100,11 @@ def test_fields_that_are_learnt_later_appear_in_the_text():
 
 def test_an_error_that_is_not_told_its_errno_is_eio():
     assert IOFailedError("bad medium").errno == errno.EIO
+
+
+def test_a_broken_protocol_is_failed_storage_with_an_errno_of_its_own():
+    error = ProtocolError("a reply begins with 00000000", node="disk")
+    assert (error.errno, str(error)) == (errno.EPROTO, "node 'disk': a reply begins with 00000000")
 
 
 def test_unsupported_features_a_refused_reference_and_a_job_are_named_by_fields():

@@ -1,0 +1,7 @@
+"""Layer ``codec/nbd``: the NBD protocol as bytes and values, for both of its sides. No I/O; source: NBD's doc/proto.md.
+
+protocol          numbers, flags and limits      errors_map        errors on the wire and here
+options           messages of the handshake      transmission      headers of requests and replies
+server_handshake  what a server answers          payloads          errors, holes and block status
+client_handshake  what a client asks             uri               nbd:// names
+"""

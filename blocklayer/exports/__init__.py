@@ -1,0 +1,1 @@
+"""Ways in which others reach a node: the NBD server."""

@@ -25,9 +25,11 @@ from blocklayer.base.errors import OptionError, ProtocolError
 from blocklayer.codec.nbd.payloads import cut_text, printable
 from blocklayer.codec.nbd.protocol import (
     INIT_MAGIC,
+    MINIMUM_BLOCK_MAX,
     NAME_MAX,
     OPTION_MAGIC,
     OPTION_REPLY_MAGIC,
+    UNLIMITED,
     HandshakeFlags,
     Info,
     OptionReply,
@@ -355,3 +357,13 @@ def parse_info(payload: Payload) -> AnyInfo | None:
             return None
     reader.end()
     return info
+
+
+def check_block_sizes(minimum: int, preferred: int, maximum: int) -> None:
+    """Raise ``OptionError`` if these are no block sizes of the protocol. Source: NBD, "Block size constraints"."""
+    if minimum < 1 or minimum & (minimum - 1) or minimum > MINIMUM_BLOCK_MAX:
+        raise OptionError(f"minimum block size {minimum} is not a power of two up to {MINIMUM_BLOCK_MAX}")
+    if preferred < max(minimum, 512) or preferred & (preferred - 1) or preferred > UNLIMITED:
+        raise OptionError(f"preferred block size {preferred} is not a power of two from {max(minimum, 512)}")
+    if maximum != UNLIMITED and (maximum % minimum or not minimum <= maximum < UNLIMITED):
+        raise OptionError(f"maximum block size {maximum} is not a multiple of the minimum {minimum}")

@@ -144,15 +144,19 @@ class Channel:
             self._lose(error)
             return
         self.unsent -= sent
+        released = []
         while waiting and sent >= len(waiting[0].data):
             each = waiting.popleft()
             sent -= len(each.data)
             if each.release is not None:
-                each.release()
+                released.append(each.release)
         if sent:
             waiting[0] = waiting[0]._replace(data=waiting[0].data[sent:])
         if not waiting:
             self._loop.remove_writer(self._fd)
+        for release in released:  # only now: it may send, or close
+            release()
+        if not (self._waiting or self.closed):
             self.user.drained()
 
     # -- the end -----------------------------------------------------------------------------------------------

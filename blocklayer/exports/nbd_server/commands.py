@@ -12,7 +12,14 @@ from __future__ import annotations
 from struct import Struct
 from typing import TYPE_CHECKING, Final
 
-from blocklayer.base.errors import NoSpaceError, OptionError, OutOfRangeError, ReadOnlyError
+from blocklayer.base.errors import (
+    IOFailedError,
+    NoSpaceError,
+    OptionError,
+    OutOfRangeError,
+    ProtocolError,
+    ReadOnlyError,
+)
 from blocklayer.base.modes import WriteFlags
 from blocklayer.base.ranges import split
 from blocklayer.base.units import KIB, MIB
@@ -48,7 +55,12 @@ SPARSE_MIN: Final = 64 * KIB
 CACHE_PIECE: Final = MIB
 
 _DONE, _OFFSET_DATA = int(ReplyFlags.DONE), int(ReplyType.OFFSET_DATA)
-_CHANGES: Final = frozenset({Command.WRITE, Command.TRIM, Command.WRITE_ZEROES})
+
+# As plain numbers: members of flag types take microseconds to combine.
+_READ, _WRITE, _FLUSH, _BLOCK_STATUS = map(int, (Command.READ, Command.WRITE, Command.FLUSH, Command.BLOCK_STATUS))
+_FUA, _DF, _PAYLOAD_LEN = int(CommandFlags.FUA), int(CommandFlags.DF), int(CommandFlags.PAYLOAD_LEN)
+_UNKNOWN_FLAGS: Final = {int(command): 0xFFFF & ~int(flags) for command, flags in COMMAND_FLAGS.items()}
+_CHANGES: Final = frozenset(map(int, (Command.WRITE, Command.TRIM, Command.WRITE_ZEROES)))
 
 
 class ReadReply:
@@ -89,6 +101,7 @@ class Commands:
         self._session = session
         self._export = export
         self._disk = export.disk
+        self._extended = session.extended
         self._chunked = session.structured or session.extended
         self._contexts = {number: export.contexts[name] for number, name in session.contexts.items()}
         self._table: dict[int, Callable[[Request, bytearray | None], Awaitable[list[Buffer]]]] = {
@@ -113,19 +126,20 @@ class Commands:
         return self._chunk(request, ReplyType.ERROR, payloads.pack_error(error, message))
 
     def _check(self, request: Request, payload: bytearray | None) -> None:
-        command, offset, length = request.command, request.offset, request.length
+        command, flags, _, offset, length = request
         if command not in self._table:
             raise OptionError(f"unknown command {command}")
-        known = COMMAND_FLAGS[Command(command)]
-        if request.flags & ~known:
-            raise OptionError(f"unknown flags {request.flags & ~known:#x} for {Command(command).name}")
+        if flags & (_UNKNOWN_FLAGS[command] if self._extended else _UNKNOWN_FLAGS[command] | _PAYLOAD_LEN):
+            raise OptionError(f"unknown flags {flags:#x} for {Command(command).name}")
         if command in _CHANGES and not self._export.writable:
             raise ReadOnlyError(f"export {self._export.name!r} is read-only", offset=offset, length=length)
-        if (command == Command.READ and request.length > REQUEST_MAX) or (command == Command.WRITE and payload is None):
-            raise OptionError(f"a request has at most {REQUEST_MAX} bytes, not {request.length}")
-        if command not in (Command.FLUSH, Command.BLOCK_STATUS) and request.offset + request.length > self._disk.size:
-            kind = NoSpaceError if command in (Command.WRITE, Command.WRITE_ZEROES) else OutOfRangeError
-            raise kind(f"request outside the export's {self._disk.size} bytes", offset=offset, length=length)
+        if (command == _READ and length > REQUEST_MAX) or (command == _WRITE and payload is None and length):
+            fault = f"at most {REQUEST_MAX} bytes" if length > REQUEST_MAX else "a payload"
+            raise OptionError(f"a request of {length} bytes must have {fault}")
+        if offset + length > self._disk.size and command not in (_FLUSH, _BLOCK_STATUS):
+            message = f"request outside the export's {self._disk.size} bytes"
+            kind = NoSpaceError if command in _CHANGES and command != Command.TRIM else OutOfRangeError
+            raise kind(message, offset=offset, length=length)
 
     # -- commands ------------------------------------------------------------------------------------------------
 
@@ -134,7 +148,7 @@ class Commands:
         if not length:
             return self._done(request)
         self._export.statistics.bytes_read += length
-        if self._chunked and length >= SPARSE_MIN and not request.flags & CommandFlags.DF:
+        if self._chunked and length >= SPARSE_MIN and not request.flags & _DF:
             return await self._read_sparsely(request)
         data = memoryview(bytearray(length))
         await self._disk.read_into(offset, data)
@@ -146,8 +160,10 @@ class Commands:
         """Data as they are, holes as their length."""
         end = request.offset + request.length
         reply: list[Buffer] = []
+        at = request.offset
         async for extent in self._disk.extents(request.offset, request.length):
-            last = extent.end == end
+            at = extent.end
+            last = at == end
             if extent.is_zero or not extent.is_allocated:
                 hole = payloads.pack_hole(extent.offset, extent.length)
                 reply += self._chunk(request, ReplyType.OFFSET_HOLE, hole, last=last)
@@ -155,6 +171,8 @@ class Commands:
             data = memoryview(bytearray(extent.length))
             await self._disk.read_into(extent.offset, data)
             reply += [*self._data_chunk(request, extent.offset, extent.length, last=last), data]
+        if at != end:
+            raise OutOfRangeError("the disk has become shorter", offset=request.offset, length=request.length)
         return reply
 
     async def _write(self, request: Request, payload: bytearray | None) -> list[Buffer]:
@@ -169,7 +187,7 @@ class Commands:
 
     async def _trim(self, request: Request, _payload: bytearray | None) -> list[Buffer]:
         await self._disk.discard(request.offset, request.length)
-        if request.flags & CommandFlags.FUA:
+        if request.flags & _FUA:
             await self._disk.flush()
         return self._done(request)
 
@@ -202,6 +220,8 @@ class Commands:
         reply: list[Buffer] = []
         for number in numbers:
             runs = await joined_runs(self._contexts[number], request.offset, length, count_max=count_max)
+            if not runs:
+                raise IOFailedError(f"context {self._contexts[number].name!r} has no answer")
             last = number == numbers[-1]
             if self._session.extended:
                 data = payloads.pack_block_status_ext(number, runs)
@@ -215,15 +235,18 @@ class Commands:
         """The length and the contexts of a BLOCK_STATUS request that brings them as its payload."""
         if payload is None or not self._session.extended:
             raise OptionError("a payload that BLOCK_STATUS cannot have")
-        length, numbers = payloads.parse_filter(memoryview(payload))
-        if not numbers or len(set(numbers)) < len(numbers) or not set(numbers) <= set(self._contexts):
+        try:
+            length, numbers = payloads.parse_filter(memoryview(payload))
+        except ProtocolError as error:  # the request is wrong, but its end is known: the connection goes on
+            raise OptionError(str(error)) from None
+        if not numbers or not set(numbers) <= set(self._contexts):
             raise OptionError("BLOCK_STATUS for contexts that were not negotiated")
         return length, list(numbers)
 
     # -- replies -------------------------------------------------------------------------------------------------
 
     def _done(self, request: Request) -> list[Buffer]:
-        if not self._session.extended and not (self._chunked and request.command == Command.READ):
+        if not self._extended and not (self._chunked and request.command == _READ):
             return [wire.pack_simple_reply(request.cookie, 0)]
         return self._chunk(request, ReplyType.NONE, b"")
 
@@ -244,4 +267,4 @@ class Commands:
 
 
 def _fua(request: Request) -> WriteFlags:
-    return WriteFlags.FUA if request.flags & CommandFlags.FUA else WriteFlags.NONE
+    return WriteFlags.FUA if request.flags & _FUA else WriteFlags.NONE

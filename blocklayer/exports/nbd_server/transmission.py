@@ -191,7 +191,11 @@ class Transmission:
                 if behind > TRAY:
                     self._channel.send((tray[:at],), volatile=True)
                     at, behind = 0, reply.size + length
-                if disk.try_read_into(offset, tray[at + reply.size : behind]):
+                try:
+                    is_here = disk.try_read_into(offset, tray[at + reply.size : behind])
+                except Exception:  # noqa: BLE001 - a worker meets it again, and says so
+                    is_here = False
+                if is_here:
                     reply.pack_into(tray, at, cookie, offset, length)
                     at = behind
                     statistics.requests += 1
@@ -273,8 +277,12 @@ class Transmission:
         request = task.request
         try:
             self.send(await self._commands.perform(request, task.payload))
-        except BlockError as error:
-            self._fail(request, to_wire(error), str(error))
+        except (BlockError, MemoryError) as error:
+            self._fail(request, to_wire(error), str(error) or "out of memory")
+        except asyncio.CancelledError:
+            if _is_cancelled():
+                raise
+            self._fail(request, NbdErrno.EIO, "the request was cancelled")  # what it waited for, not the connection
         except Exception as error:  # a bug in a driver is this request's failure, not the server's
             logger.exception("NBD export %r: %s failed", self._export.name, request)
             self._fail(request, NbdErrno.EIO, f"internal error: {error!r}")
@@ -319,3 +327,9 @@ class Transmission:
         if not (self._workers.busy or self._replies or self._channel.unsent or self._over):
             self._over = True
             self._finished(self._reason)
+
+
+def _is_cancelled() -> bool:
+    """Whether somebody ends the task that runs."""
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0

@@ -2,7 +2,8 @@
 
 A hop to a thread and back costs 40 to 100 us, whether it carries one request or sixty. So requests are collected during
 one tick of the event loop and handed over together: one queue item, one wake-up, one ``call_soon_threadsafe`` when the
-batch is done. Requests of 128 KiB or more take long enough to pay for their own hop and go one by one at once, so that
+batch is done. Small writes, which as a rule end in the page cache, are collected for as long as a batch of them is under
+way: else requests that arrive one by one would travel one by one. Requests of 128 KiB or more take long enough to pay for their own hop and go one by one at once, so that
 two of them run on two cores (the copying releases the GIL).
 
     event loop    run() ... run() | end of tick, or enough: _hand_over       _complete: futures get their results
@@ -43,6 +44,10 @@ BATCH: Final = MIB
 threads that write to one file wait for its lock in the kernel, and all of them for the interpreter's."""
 
 
+HOLD_S: Final = 0.001
+"""Small writes wait for the batch before them, but not longer than this: a device may be slow, or the file system busy."""
+
+
 class _Operation:
     """One call on its way. ``future`` is what the caller awaits; ``drained`` what a cancelled caller awaits instead."""
 
@@ -60,16 +65,75 @@ class _Operation:
         self.error: BaseException | None = None
 
 
+class _Collector:
+    """Small operations that are handed over together: at the end of the tick, or when ``BATCH`` bytes have come together.
+
+    With ``hold_s`` they also wait until no batch of theirs is in flight, at most so long.
+    """
+
+    __slots__ = ("_due", "_hold_s", "_in_flight", "_loop", "_operations", "_put", "_timer", "_weight")
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        put: Callable[[list[_Operation], _Collector | None], None],
+        *,
+        hold_s: float = 0.0,
+    ) -> None:
+        """``put(batch, self)`` hands over."""
+        self._loop = loop
+        self._put = put
+        self._hold_s = hold_s
+        self._operations: list[_Operation] = []
+        self._weight = 0
+        self._due = False  # the hand-over at the end of this tick is scheduled
+        self._in_flight = 0  # batches
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, operation: _Operation, weight: int) -> None:
+        """Collect ``operation``, of ``weight`` bytes."""
+        self._operations.append(operation)
+        self._weight += weight
+        if self._weight >= BATCH:
+            self._hand_over()
+        elif not self._due:
+            if not (self._in_flight and self._hold_s):
+                self._schedule()
+            elif self._timer is None:
+                self._timer = self._loop.call_later(self._hold_s, self._hand_over)
+
+    def completed(self) -> None:
+        """A batch has got its results. Those whom that wakes up often ask for more: it goes on its way in the same tick."""
+        self._in_flight -= 1
+        if not (self._due or (self._in_flight and self._hold_s)):
+            self._schedule()
+
+    def _schedule(self) -> None:
+        self._due = True
+        self._loop.call_soon(self._hand_over)
+
+    def _hand_over(self) -> None:
+        """What is here becomes a batch, but for what was cancelled meanwhile."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._due = False
+        collected, self._operations, self._weight = self._operations, [], 0
+        batch = [operation for operation in collected if not operation.future.done()]
+        if batch:
+            self._in_flight += 1
+            self._put(batch, self)
+
+
 class ThreadEngine(Engine):
     """See the module's text. Made inside a running event loop; threads start when the first work arrives."""
 
     def __init__(self, *, workers: int = WORKERS) -> None:
         """Bind to the running loop."""
         self._loop = asyncio.get_running_loop()
-        self._queue: SimpleQueue[list[_Operation] | None] = SimpleQueue()
-        self._collected: list[_Operation] = []
-        self._weight = 0  # of what is collected
-        self._due = False  # the hand-over at the end of this tick is scheduled
+        self._queue: SimpleQueue[tuple[list[_Operation], _Collector | None] | None] = SimpleQueue()
+        self._small = _Collector(self._loop, self._put)
+        self._small_writes = _Collector(self._loop, self._put, hold_s=HOLD_S)
         self._in_flight = 0
         self._batches = 0  # handed over and not completed: each may be blocking a thread
         self._workers = workers
@@ -89,7 +153,8 @@ class ThreadEngine(Engine):
     async def write(self, fd: int, buffers: Sequence[memoryview], offset: int, *, durable: bool = False) -> None:
         """See ``Engine.write``. As ``_run``, but without its coroutine: this is the call that counts."""
         length = len(buffers[0]) if len(buffers) == 1 else sum(map(len, buffers))
-        operation = self._begin(positional.write_full, (fd, buffers, offset, durable), length)
+        collector = self._small if durable else self._small_writes
+        operation = self._begin(collector, positional.write_full, (fd, buffers, offset, durable), length)
         try:
             await operation.future
         except asyncio.CancelledError:
@@ -134,29 +199,25 @@ class ThreadEngine(Engine):
     # -- the way there and back --------------------------------------------------------------------------------
 
     async def _run(self, function: Callable[..., object], args: tuple[object, ...], weight: int) -> object:
-        operation = self._begin(function, args, weight)
+        operation = self._begin(self._small, function, args, weight)
         try:
             return await operation.future
         except asyncio.CancelledError:
             await self._let_go(operation)
             raise
 
-    def _begin(self, function: Callable[..., object], args: tuple[object, ...], weight: int) -> _Operation:
+    def _begin(
+        self, collector: _Collector, function: Callable[..., object], args: tuple[object, ...], weight: int
+    ) -> _Operation:
         """Collect an operation, or hand it over; the caller awaits its future, and if cancelled ``_let_go``."""
         if self._closed:
             raise StateError("the I/O engine is closed")
         operation = _Operation(self._loop.create_future(), function, args)
         self._in_flight += 1
         if weight >= LARGE:
-            self._put([operation])
+            self._put([operation], None)
         else:
-            if not self._due:
-                self._due = True
-                self._loop.call_soon(self._hand_over)
-            self._collected.append(operation)
-            self._weight += weight
-            if self._weight >= BATCH:
-                self._hand_over()
+            collector.add(operation, weight)
         return operation
 
     async def _let_go(self, operation: _Operation) -> None:
@@ -171,19 +232,11 @@ class ThreadEngine(Engine):
             except asyncio.CancelledError:
                 continue
 
-    def _hand_over(self) -> None:
-        """The tick has ended, or enough has come together: it becomes a batch, but for what was cancelled meanwhile."""
-        self._due = False
-        collected, self._collected, self._weight = self._collected, [], 0
-        batch = [operation for operation in collected if not operation.future.done()]
-        if batch:
-            self._put(batch)
-
-    def _put(self, batch: list[_Operation]) -> None:
+    def _put(self, batch: list[_Operation], collector: _Collector | None) -> None:
         for operation in batch:
             operation.handed_over = True
             operation.result = _PENDING
-        self._queue.put(batch)
+        self._queue.put((batch, collector))
         self._batches += 1
         if len(self._threads) < min(self._workers, self._batches):
             thread = threading.Thread(target=self._work, name="blocklayer-io", daemon=True)
@@ -192,16 +245,17 @@ class ThreadEngine(Engine):
 
     def _work(self) -> None:
         """A worker thread's life."""
-        while (batch := self._queue.get()) is not None:
+        while (item := self._queue.get()) is not None:
+            batch, collector = item
             for operation in batch:
                 try:
                     operation.result = operation.function(*operation.args)
                 except BaseException as error:  # noqa: BLE001 - every outcome belongs to the caller
                     operation.result, operation.error = None, error
-            self._loop.call_soon_threadsafe(self._complete, batch)
-            del batch, operation  # an idle thread keeps no buffer alive
+            self._loop.call_soon_threadsafe(self._complete, batch, collector)
+            del item, batch, operation  # an idle thread keeps no buffer alive
 
-    def _complete(self, batch: list[_Operation]) -> None:
+    def _complete(self, batch: list[_Operation], collector: _Collector | None) -> None:
         """Back in the event loop: give a whole batch its results."""
         self._batches -= 1
         for operation in batch:
@@ -215,9 +269,8 @@ class ThreadEngine(Engine):
                     future.set_exception(error)
             elif operation.drained is not None and not operation.drained.done():
                 operation.drained.set_result(None)
-        if not self._due:  # those that wake up now often ask for more: it goes on its way in the same tick
-            self._due = True
-            self._loop.call_soon(self._hand_over)
+        if collector is not None:
+            collector.completed()
         self._finished(len(batch))
 
     def _finished(self, count: int = 1) -> None:

@@ -146,7 +146,7 @@ class Commands:
     async def _read(self, request: Request, _payload: bytearray | None) -> list[Buffer]:
         offset, length = request.offset, request.length
         if not length:
-            return self._done(request)
+            return self.done(request)
         self._export.statistics.bytes_read += length
         if self._chunked and length >= SPARSE_MIN and not request.flags & _DF:
             return await self._read_sparsely(request)
@@ -179,23 +179,23 @@ class Commands:
         data = memoryview(payload or b"")
         await self._disk.write(request.offset, data, _fua(request))
         self._export.statistics.bytes_written += len(data)
-        return self._done(request)
+        return self.done(request)
 
     async def _flush(self, request: Request, _payload: bytearray | None) -> list[Buffer]:
         await self._disk.flush()
-        return self._done(request)
+        return self.done(request)
 
     async def _trim(self, request: Request, _payload: bytearray | None) -> list[Buffer]:
         await self._disk.discard(request.offset, request.length)
         if request.flags & _FUA:
             await self._disk.flush()
-        return self._done(request)
+        return self.done(request)
 
     async def _cache(self, request: Request, _payload: bytearray | None) -> list[Buffer]:
         scratch = memoryview(bytearray(min(request.length, CACHE_PIECE)))
         for piece in split(request.offset, request.length, length_max=CACHE_PIECE):
             await self._disk.read_into(piece.offset, scratch[: piece.length])
-        return self._done(request)
+        return self.done(request)
 
     async def _write_zeroes(self, request: Request, _payload: bytearray | None) -> list[Buffer]:
         flags = _fua(request)
@@ -205,7 +205,7 @@ class Commands:
             flags |= WriteFlags.NO_FALLBACK
         await self._disk.write_zeroes(request.offset, request.length, flags)
         self._export.statistics.bytes_written += request.length
-        return self._done(request)
+        return self.done(request)
 
     async def _block_status(self, request: Request, payload: bytearray | None) -> list[Buffer]:
         length, numbers = request.length, list(self._contexts)
@@ -245,7 +245,8 @@ class Commands:
 
     # -- replies -------------------------------------------------------------------------------------------------
 
-    def _done(self, request: Request) -> list[Buffer]:
+    def done(self, request: Request) -> list[Buffer]:
+        """The reply to a request that succeeded and has nothing to tell."""
         if not self._extended and not (self._chunked and request.command == _READ):
             return [wire.pack_simple_reply(request.cookie, 0)]
         return self._chunk(request, ReplyType.NONE, b"")

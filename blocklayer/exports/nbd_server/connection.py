@@ -18,7 +18,7 @@ import anyio
 from blocklayer.aio.channel import Channel
 from blocklayer.aio.tls_channel import TlsChannel
 from blocklayer.base.units import KIB
-from blocklayer.codec.nbd.protocol import OPTION_MAX, TlsMode
+from blocklayer.codec.nbd.protocol import TlsMode
 from blocklayer.codec.nbd.server_handshake import Close, Ready, ServerHandshake, StartTls
 from blocklayer.exports.nbd_server.transmission import Transmission
 
@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-HANDSHAKE_INPUT: Final = OPTION_MAX + KIB
-"""Bytes of a handshake that wait to be understood: the largest option that is read, with its header."""
+HANDSHAKE_INPUT: Final = 64 * KIB
+"""Bytes taken from the socket at once; the part of an option that is here is the handshake's to keep. Requests behind
+the last option go to ``Transmission.feed``, which takes no more than its ``INPUT``."""
 
 
 class ConnectionOwner(Protocol):
@@ -76,6 +77,7 @@ class Connection:
         self._end = 0
         self._group: anyio.abc.TaskGroup | None = None
         self._transmission: Transmission | None = None
+        self._tls_is_next = False  # the client waits for it, as soon as it has read that it can begin
 
     def __repr__(self) -> str:
         """``<NBD client 127.0.0.1:50000, export 'disk'>``."""
@@ -99,6 +101,10 @@ class Connection:
                 self._owner.leave(self.export, self)
             logger.info("%r: %s", self, self._reason or "the client left")
 
+    def abandon(self) -> None:
+        """Close the socket of a connection that was not run."""
+        self._channel.close()
+
     def close(self, reason: str, *, hard: bool) -> None:
         """End the connection: at once, or when the requests under way are answered."""
         if hard or self._transmission is None:
@@ -115,44 +121,57 @@ class Connection:
     def received(self, count: int) -> None:
         """See ``ChannelUser``."""
         self._end += count
+        self._take_options()
+
+    def drained(self) -> None:
+        """See ``ChannelUser``: the client has read the answers to its options; the next ones can be answered."""
+        if self._tls_is_next:
+            self._encrypt()
+        else:
+            self._take_options()
+
+    def lost(self, error: OSError | None) -> None:
+        """See ``ChannelUser``."""
+        self._end_with("the client closed the connection" if error is None else str(error))
+
+    def _take_options(self) -> None:
+        """Answer what is here, as far as the client reads the answers."""
         at = 0
-        while self.export is None and not self._over.is_set():
+        while not (self._channel.unsent or self._over.is_set()):
             step = self._handshake.receive(self._input[at : self._end])
+            at += step.consumed
             if step.send:
                 self._channel.send([step.send])
-            at += step.consumed
+            if self._over.is_set():
+                return
             if isinstance(step.outcome, Ready):
                 self._begin(step.outcome, bytes(self._input[at : self._end]))
                 return
             if isinstance(step.outcome, Close):
                 self._end_with(step.outcome.reason)
             elif isinstance(step.outcome, StartTls):
-                self._encrypt()
-                return
+                self._tls_is_next = True
+                break
             elif not step.consumed:
                 break
         rest = self._end - at
-        if rest == HANDSHAKE_INPUT:
-            self._end_with("an option is too long")
         self._input[:rest] = bytes(self._input[at : self._end])
         self._end = rest
-
-    def drained(self) -> None:
-        """See ``ChannelUser``: options are answered without waiting."""
-
-    def lost(self, error: OSError | None) -> None:
-        """See ``ChannelUser``."""
-        self._end_with("the client closed the connection" if error is None else str(error))
+        if self._channel.unsent:
+            self._channel.pause_reading()
+        elif self._tls_is_next:
+            self._encrypt()
+        else:
+            self._channel.resume_reading()
 
     # -- encryption ----------------------------------------------------------------------------------------------
 
     def _encrypt(self) -> None:
         """The client asked for TLS, and has been told that it can begin."""
-        tls = self._owner.tls
+        tls, self._tls_is_next = self._owner.tls, False
         if tls is None or not isinstance(self._channel, Channel):
             self._end_with("TLS is not available")
             return
-        self._end = 0
         self._channel = TlsChannel(
             self._channel.detach(), self, tls.context, server_side=True, established=self._encrypted
         )
@@ -160,7 +179,14 @@ class Connection:
     def _encrypted(self, session: ssl.SSLObject) -> None:
         """The TLS handshake is done; the client may have to be somebody in particular."""
         tls = self._owner.tls
-        if tls is not None and tls.authorise is not None and not tls.authorise(session.getpeercert() or {}):
+        if tls is None or tls.authorise is None:
+            return
+        try:
+            may_go_on = tls.authorise(session.getpeercert() or {})
+        except Exception:  # a decision that failed is a refusal
+            logger.exception("%r: its certificate could not be judged", self)
+            may_go_on = False
+        if not may_go_on:
             self._end_with("the client's certificate is not authorised")
 
     # -- changes of state ----------------------------------------------------------------------------------------
@@ -171,6 +197,9 @@ class Connection:
             self._end_with("the export is gone, or has as many clients as it may have")
             return
         self.export = export
+        if not set(ready.session.contexts.values()) <= set(export.contexts):
+            self._end_with("the export is another one than that whose contexts the client chose")
+            return
         self._ready.set()
         self._transmission = Transmission(ready.session, export, self._channel, self._group, finished=self._end_with)
         self._channel.user = self._transmission

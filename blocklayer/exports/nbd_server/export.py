@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from blocklayer.base.errors import OptionError
 from blocklayer.base.modes import Permission
 from blocklayer.base.units import KIB
-from blocklayer.codec.nbd.protocol import NAME_MAX, REQUEST_MAX, TransmissionFlags
+from blocklayer.codec.nbd.protocol import REQUEST_MAX, TransmissionFlags
 from blocklayer.codec.nbd.server_handshake import ExportOffer
 from blocklayer.exports.nbd_server.contexts import AllocationDepth, BaseAllocation
 from blocklayer.graph.child import Child
@@ -33,6 +33,7 @@ _ALWAYS: Final = (
     | TransmissionFlags.SEND_FUA
     | TransmissionFlags.SEND_DF
     | TransmissionFlags.SEND_CACHE
+    | TransmissionFlags.BLOCK_STATUS_PAYLOAD
     | TransmissionFlags.CAN_MULTI_CONN  # all connections use one node: a flush makes the writes of all of them durable
 )
 _WRITABLE: Final = TransmissionFlags.SEND_TRIM | TransmissionFlags.SEND_WRITE_ZEROES | TransmissionFlags.SEND_FAST_ZERO
@@ -42,7 +43,8 @@ _WRITABLE: Final = TransmissionFlags.SEND_TRIM | TransmissionFlags.SEND_WRITE_ZE
 class NbdExport:
     """What to export. ``writable`` lets clients change the disk; ``contexts`` come after ``base:allocation``.
 
-    Raises ``OptionError`` for names and descriptions of more than 4096 bytes, and for contexts with the same name.
+    Raises ``OptionError`` for texts that the protocol does not allow, for contexts with the same name, and for a writable
+    export of a disk that is not.
     """
 
     name: str
@@ -53,11 +55,9 @@ class NbdExport:
     contexts: tuple[MetaContext, ...] = ()
 
     def __post_init__(self) -> None:
-        """Check what the protocol limits."""
-        for word, text in (("name", self.name), ("description", self.description)):
-            if len(text.encode()) > NAME_MAX:
-                raise OptionError(f"the {word} of an export has at most {NAME_MAX} bytes")
+        """Check."""
         names = [context.name for context in self.all_contexts()]
+        ExportOffer(self.name, self.description, 0, _ALWAYS, contexts=tuple(names))  # checks what the protocol limits
         if len(set(names)) < len(names):
             raise OptionError(f"export {self.name!r} has two contexts of the same name")
         if self.writable and self.disk.read_only:
@@ -97,8 +97,6 @@ class ActiveExport:
         self.writable = wanted.writable
         self.contexts = {context.name: context for context in wanted.all_contexts()}
         self.statistics = ExportStatistics()
-        self.closing = False
-        """No new session may begin."""
         self._edge: Child | None = None
         if isinstance(wanted.disk, Node):
             needs = Permission.CONSISTENT_READ | (Permission.WRITE if wanted.writable else Permission.NONE)
@@ -117,11 +115,13 @@ class ActiveExport:
             contexts=tuple(self.contexts),
         )
 
-    def release(self) -> None:
-        """Let go of the node. Twice is fine."""
+    async def release(self) -> None:
+        """Let go of the node, which is closed if nobody else holds it. Twice is fine. Raises what its last flush raises."""
         if self._edge is not None:
-            self._edge.detach()
-            self._edge = None
+            edge, self._edge = self._edge, None
+            edge.detach()
+            if not edge.node.parents:
+                await edge.node.close()
 
     # -- what an owner of an edge has to be ----------------------------------------------------------------------
 

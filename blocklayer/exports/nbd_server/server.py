@@ -22,11 +22,20 @@ import os
 import socket
 import stat
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
-from blocklayer.base.errors import DuplicateError, InUseError, NotFoundError, OptionError, StateError, from_os_error
+from blocklayer.aio.shield import to_the_end
+from blocklayer.base.errors import (
+    BlockError,
+    DuplicateError,
+    InUseError,
+    NotFoundError,
+    OptionError,
+    StateError,
+    from_os_error,
+)
 from blocklayer.codec.nbd.protocol import DEFAULT_PORT
 from blocklayer.exports.nbd_server.connection import Connection, peer_of
 from blocklayer.exports.nbd_server.export import ActiveExport
@@ -43,6 +52,8 @@ logger = logging.getLogger(__name__)
 
 BACKLOG: Final = 128
 """Clients that wait to be accepted: a burst of connections from one nbdcopy is 4 to 16."""
+
+PORT_MAX: Final = 65535
 
 ACCEPT_AT_ONCE: Final = 16
 """Clients accepted in one turn of the event loop."""
@@ -103,7 +114,11 @@ class NbdServer:
             await anyio.sleep_forever()
 
     async def close(self, *, hard: bool = False) -> None:
-        """Stop listening and end all connections; ``hard`` waits for no request. Twice is fine."""
+        """Stop listening and end all connections; ``hard`` waits for no request. Twice is fine.
+
+        If it is cancelled, requests under way are not waited for, and all else is done. Raises what the flush of a node
+        raises that nobody but its export held.
+        """
         self._stop_accepting()
         for listener, path in self._listeners.items():
             listener.close()
@@ -112,17 +127,28 @@ class NbdServer:
         self._listeners.clear()
         try:
             if not hard:
-                with anyio.move_on_after(self.limits.close_s):
+                with anyio.move_on_after(self.limits.close_s or None):
                     await self._end_connections(list(self._connections), hard=False)
         finally:
-            if self._supervisor is not None:
-                self._supervisor.cancel()
-                with anyio.CancelScope(shield=True):
-                    await asyncio.wait([self._supervisor])
-                self._supervisor = self._group = None
-            for export in self._exports.values():
-                export.release()
-            self._exports.clear()
+            await to_the_end(self._end())
+
+    async def _end(self) -> None:
+        if self._supervisor is not None:
+            self._supervisor.cancel()
+            await asyncio.wait([self._supervisor])
+            self._supervisor = self._group = None
+        for connection in self._connections:  # those whose task was cancelled before it began
+            connection.abandon()
+        self._connections.clear()
+        errors: list[BlockError] = []
+        while self._exports:
+            _, export = self._exports.popitem()
+            try:
+                await export.release()
+            except BlockError as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
 
     async def _end_connections(self, connections: Iterable[Connection], *, hard: bool) -> None:
         ending = set(connections)
@@ -144,7 +170,10 @@ class NbdServer:
         self._exports[export.name] = ActiveExport(export)
 
     async def remove(self, name: str, *, hard: bool = False) -> None:
-        """Offer it no more. Raises ``NotFoundError``, and ``InUseError`` while it has clients, unless ``hard``."""
+        """Offer it no more. Raises ``NotFoundError``, and ``InUseError`` while it has clients, unless ``hard``.
+
+        If it is cancelled, the export is gone all the same; its clients leave as soon as they can.
+        """
         export = self._exports.get(name)
         if export is None:
             raise NotFoundError(f"no export is called {name!r}")
@@ -152,8 +181,10 @@ class NbdServer:
         if users and not hard:
             raise InUseError(f"export {name!r} has {len(users)} clients; hard=True disconnects them")
         del self._exports[name]
-        await self._end_connections(users, hard=True)
-        export.release()
+        try:
+            await self._end_connections(users, hard=True)
+        finally:
+            await to_the_end(export.release())
 
     @property
     def statistics(self) -> Mapping[str, ExportStatistics]:
@@ -172,12 +203,16 @@ class NbdServer:
 
         ``mode``: permission bits of the socket. Raises ``InUseError`` if somebody listens there, and ``IOFailedError`` kinds.
         """
+        self._check_open()
         name = os.fspath(path)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             _bind_unix(listener, name)
             if mode is not None:
                 os.chmod(name, mode)
+        except InUseError:
+            listener.close()
+            raise
         except OSError as error:
             listener.close()
             raise from_os_error(error, "listen", filename=name) from None
@@ -188,28 +223,22 @@ class NbdServer:
 
         Raises ``IOFailedError`` kinds, and ``OptionError`` for a name that is none.
         """
+        self._check_open()
+        if not 0 <= port <= PORT_MAX:
+            raise OptionError(f"a port is a number from 0 to {PORT_MAX}, not {port}")
         loop = asyncio.get_running_loop()
         try:
             found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         except socket.gaierror as error:
             raise OptionError(f"no address for {host!r}: {error.strerror}") from None
-        listeners: list[socket.socket] = []
         try:
-            for family, kind, protocol, _, address in found:
-                listener = socket.socket(family, kind, protocol)
-                listeners.append(listener)
-                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                if family == socket.AF_INET6:
-                    listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                listener.bind((address[0], port, *address[2:]))
-                port = listener.getsockname()[1]
+            listeners = _bound_tcp([(family, address) for family, _, _, _, address in dict.fromkeys(found)], port)
         except OSError as error:
-            for listener in listeners:
-                listener.close()
             raise from_os_error(error, "listen", filename=f"{host}:{port}") from None
         for listener in listeners:
             self._listen(listener, None)
-        return port
+        bound: int = listeners[0].getsockname()[1]
+        return bound
 
     def listen_socket(self, listener: socket.socket) -> None:
         """Listen on a socket that is bound already (systemd socket activation); the server closes it."""
@@ -217,18 +246,24 @@ class NbdServer:
 
     def adopt(self, sock: socket.socket) -> None:
         """Serve the client at the other side of a connected socket; the server closes it."""
-        if self._group is None:
-            raise StateError("the server is not open: use it as `async with NbdServer() as server`")
+        self._check_open()
         if sock.family in (socket.AF_INET, socket.AF_INET6):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection = Connection(self, sock, peer_of(sock))
         self._connections[connection] = None
+        assert self._group is not None
         self._group.start_soon(self._serve, connection, name=f"NBD client {connection.peer}")
 
-    def _listen(self, listener: socket.socket, path: str | None) -> None:
+    def _check_open(self) -> None:
         if self._group is None:
-            listener.close()
             raise StateError("the server is not open: use it as `async with NbdServer() as server`")
+
+    def _listen(self, listener: socket.socket, path: str | None) -> None:
+        try:
+            self._check_open()
+        except StateError:
+            listener.close()
+            raise
         listener.setblocking(False)
         listener.listen(BACKLOG)
         self._stop_accepting()
@@ -322,6 +357,42 @@ def _bind_unix(listener: socket.socket, path: str) -> None:
                 raise InUseError("somebody listens there", filename=path) from None
         os.unlink(path)
         listener.bind(path)
+
+
+def _bound_tcp(addresses: list[tuple[int, tuple[Any, ...]]], port: int) -> list[socket.socket]:
+    """One socket for each address, all with the same port; a family that this machine does without is passed over."""
+    listeners: list[socket.socket] = []
+    missing: OSError | None = None
+    try:
+        for family, address in addresses:
+            try:
+                listeners.append(_bound(family, (address[0], port, *address[2:])))
+            except OSError as error:
+                if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+                    raise
+                missing = error
+                continue
+            port = listeners[-1].getsockname()[1]
+        if missing is not None and not listeners:
+            raise missing
+    except OSError:
+        for listener in listeners:
+            listener.close()
+        raise
+    return listeners
+
+
+def _bound(family: int, address: tuple[Any, ...]) -> socket.socket:
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listener.bind(address)
+    except OSError:
+        listener.close()
+        raise
+    return listener
 
 
 def _unlink(path: str) -> None:

@@ -44,7 +44,9 @@ class ServerTls:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         try:
-            context.load_cert_chain(os.path.join(place, "server-cert.pem"), os.path.join(place, "server-key.pem"))
+            context.load_cert_chain(
+                os.path.join(place, "server-cert.pem"), os.path.join(place, "server-key.pem"), password=_no_password
+            )
             if verify_peer:
                 context.load_verify_locations(os.path.join(place, "ca-cert.pem"))
                 context.verify_mode = ssl.CERT_REQUIRED
@@ -53,3 +55,8 @@ class ServerTls:
         except OSError as error:
             raise from_os_error(error, "open", filename=place) from None
         return cls(context, required, authorise)
+
+
+def _no_password() -> str:
+    """A key that is encrypted cannot be used; without this the TLS library would ask on the terminal."""
+    return ""

@@ -76,7 +76,8 @@ FILTER_MAX: Final = 64 * KIB
 """Longest payload of BLOCK_STATUS: more contexts than any export has."""
 
 _READ, _DISC = int(Command.READ), int(Command.DISC)
-_DF = int(CommandFlags.DF)
+_WRITE = int(Command.WRITE)
+_DF, _PAYLOAD_LEN = int(CommandFlags.DF), int(CommandFlags.PAYLOAD_LEN)
 
 
 class Task(NamedTuple):
@@ -122,6 +123,8 @@ class Transmission:
         self._payload: memoryview | None = None  # where the rest of a WRITE's payload goes
         self._writing: Task | None = None  # the WRITE that it belongs to
         self._skip = 0  # bytes of a payload that nobody wants
+        self._disk_start_write = getattr(export.disk, "start_write", None)
+        self._started_writes = 0  # under way without a worker
         self._leaving = False
         self._going_on = False  # the next turn is scheduled
 
@@ -247,12 +250,36 @@ class Transmission:
             self._leave("")
             return
         self._in_flight += task.weight
-        self._workers.give(task)
+        if task.request.command != _WRITE or not self._start_write(task):
+            self._workers.give(task)
+
+    def _start_write(self, task: Task) -> bool:
+        """Let a plain write begin without a worker, if the disk can; else answer False."""
+        request, payload = task.request, task.payload
+        if self._disk_start_write is None or request.flags & ~_PAYLOAD_LEN or not payload or not self._export.writable:
+            return False
+
+        def done(error: BlockError | None) -> None:
+            self._started_writes -= 1
+            self._in_flight -= task.weight
+            statistics = self._export.statistics
+            statistics.record(perf_counter() - task.started)
+            if error is None:
+                statistics.bytes_written += request.length
+                self.send(self._commands.done(request))
+            else:
+                self._fail(request, to_wire(error, writing=True), str(error))
+
+        if not self._disk_start_write(request.offset, memoryview(payload), done):
+            return False
+        self._started_writes += 1
+        return True
 
     # -- how much is under way -----------------------------------------------------------------------------------
 
     def _has_enough(self) -> bool:
-        return self._workers.busy >= WORKERS or self._in_flight >= IN_FLIGHT_MAX or self._channel.unsent >= UNSENT_MAX
+        busy = self._workers.busy + self._started_writes
+        return busy >= WORKERS or self._in_flight >= IN_FLIGHT_MAX or self._channel.unsent >= UNSENT_MAX
 
     def _mind_the_flow(self) -> None:
         """Read on, or let the client wait."""
@@ -324,7 +351,7 @@ class Transmission:
             self._loop.call_soon(self._leave_when_idle)
 
     def _leave_when_idle(self) -> None:
-        if not (self._workers.busy or self._replies or self._channel.unsent or self._over):
+        if not (self._workers.busy or self._started_writes or self._replies or self._channel.unsent or self._over):
             self._over = True
             self._finished(self._reason)
 

@@ -128,7 +128,7 @@ class ServerHandshake:
         if len(view) < CLIENT_FLAGS.size:
             return None
         (flags,) = CLIENT_FLAGS.unpack_from(view)
-        if flags & ~_FLAGS:
+        if flags & ~int(_FLAGS):
             return _Turn(CLIENT_FLAGS.size, b"", Close(f"the client set flags {flags:#x}, of which some are unknown"))
         self._agreed = Agreed(HandshakeFlags(flags))
         self._phase = self._header

@@ -86,6 +86,9 @@ class NbdUri:
             "tls-certificates": self.certificates is not None,
             "tls-verify-peer": not self.verify_peer,
         }
+        for name, value in (("user name", self.username), ("host name", self.hostname), ("path", self.certificates)):
+            if value is not None and (not value or "\0" in value):
+                raise OptionError(f"{value!r} is no {name}")
         useless = [name for name, is_given in given.items() if is_given and not self.tls]
         if useless:
             raise OptionError(f"{useless[0]} has no effect without TLS; write nbds: in place of nbd:")
@@ -168,7 +171,7 @@ def _parse_authority(authority: str, text: str) -> tuple[str | None, str, int | 
         host = host[1:-1]
         if not _is_ipv6(_unquote(host, "the host")):
             raise OptionError(f"{text!r}: {host!r} is no IPv6 address")
-    if port and not 1 <= int(port[:6]) <= 65535:
+    if port and (len(port) > 5 or not 1 <= int(port) <= 65535):
         raise OptionError(f"{text!r}: {port} is no port")
     decoded = None if username is None else _unquote(username, "the user name")
     return decoded, _unquote(host, "the host"), int(port) if port else None

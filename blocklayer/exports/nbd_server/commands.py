@@ -9,6 +9,7 @@ Source: NBD, "Request types", "Structured reply chunk types".
 
 from __future__ import annotations
 
+from errno import ENOSPC
 from struct import Struct
 from typing import TYPE_CHECKING, Final
 
@@ -138,8 +139,9 @@ class Commands:
             raise OptionError(f"a request of {length} bytes must have {fault}")
         if offset + length > self._disk.size and command not in (_FLUSH, _BLOCK_STATUS):
             message = f"request outside the export's {self._disk.size} bytes"
-            kind = NoSpaceError if command in _CHANGES and command != Command.TRIM else OutOfRangeError
-            raise kind(message, offset=offset, length=length)
+            if command in _CHANGES and command != Command.TRIM:
+                raise NoSpaceError(message, errno=ENOSPC, offset=offset, length=length)
+            raise OutOfRangeError(message, offset=offset, length=length)
 
     # -- commands ------------------------------------------------------------------------------------------------
 

@@ -4,8 +4,17 @@ from __future__ import annotations
 
 from blocklayer.codec.nbd import client_handshake as client
 from blocklayer.codec.nbd import server_handshake as server
-from blocklayer.codec.nbd.options import OPTION_REPLY_HEADER, parse_option_reply_header
-from blocklayer.codec.nbd.protocol import TransmissionFlags
+from blocklayer.codec.nbd.options import (
+    OPTION_REPLY_HEADER,
+    ExportInfo,
+    pack_greeting,
+    pack_info,
+    pack_meta_context,
+    pack_option_error,
+    pack_option_reply,
+    parse_option_reply_header,
+)
+from blocklayer.codec.nbd.protocol import HandshakeFlags, Option, OptionReply, TransmissionFlags
 
 FLAGS = TransmissionFlags.SEND_FLUSH | TransmissionFlags.SEND_DF | TransmissionFlags.BLOCK_STATUS_PAYLOAD
 DISK = server.ExportOffer(
@@ -72,6 +81,32 @@ def replies(sent):
         found.append((header.option, header.type, bytes(sent[OPTION_REPLY_HEADER.size : end])))
         sent = sent[end:]
     return found
+
+
+# -- what a server says ----------------------------------------------------------------------------------------
+
+GREETING = pack_greeting(HandshakeFlags(3))
+"""Of a server with everything."""
+
+
+def ack(option):
+    return pack_option_reply(option, OptionReply.ACK)
+
+
+def no(option, kind=OptionReply.ERR_UNSUP, message=""):
+    return pack_option_error(option, kind, message)
+
+
+def info(*infos, option=Option.GO):
+    return b"".join(pack_option_reply(option, OptionReply.INFO, pack_info(one)) for one in infos)
+
+
+def gone(size=512, flags=1):
+    return info(ExportInfo(size, flags)) + ack(Option.GO)
+
+
+def context(number, name, option=Option.SET_META_CONTEXT):
+    return pack_option_reply(option, OptionReply.META_CONTEXT, pack_meta_context(number, name))
 
 
 class Talk:

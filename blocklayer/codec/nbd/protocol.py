@@ -270,12 +270,17 @@ class DirtyState(enum.IntFlag):
     DIRTY = 1 << 0
 
 
+_KNOWN_FLAGS: Final = sum(TransmissionFlags)
+
+
 def effective_flags(flags: TransmissionFlags, *, structured: bool, extended: bool, contexts: bool) -> TransmissionFlags:
     """An export's flags as far as they mean something on one connection.
 
-    DF needs chunks, FAST_ZERO needs WRITE_ZEROES, and a filter of contexts needs extended requests and contexts.
-    Servers send no more than this, and clients believe no more than this. Source: NBD, "Transmission flags".
+    DF needs chunks, FAST_ZERO needs WRITE_ZEROES, and a filter of contexts needs extended requests and contexts;
+    unknown flags need someone who knows them. Servers send no more than this, and clients believe no more than this.
+    Source: NBD, "Transmission flags".
     """
+    flags = TransmissionFlags(flags & _KNOWN_FLAGS)
     if not structured:
         flags &= ~TransmissionFlags.SEND_DF
     if not (extended and contexts):

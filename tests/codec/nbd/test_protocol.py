@@ -97,6 +97,7 @@ def test_every_command_takes_fua_and_only_writes_and_filters_have_payloads() -> 
         (F.BLOCK_STATUS_PAYLOAD, {"extended": True, "contexts": True}, F.BLOCK_STATUS_PAYLOAD),
         (F.SEND_FAST_ZERO, {}, F(0)),
         (F.SEND_FAST_ZERO | F.SEND_WRITE_ZEROES, {}, F.SEND_FAST_ZERO | F.SEND_WRITE_ZEROES),
+        (F.HAS_FLAGS | 0x8000, {}, F.HAS_FLAGS),
         (F.READ_ONLY | F.CAN_MULTI_CONN, {}, F.READ_ONLY | F.CAN_MULTI_CONN),
     ],
 )

@@ -7,7 +7,7 @@ run in any order. Contract of every call:
 - ``OSError`` arrives as the matching class of ``base.errors``, mapped here and nowhere else;
 - a caller that is cancelled gets its ``CancelledError`` only when nobody uses its buffers any more.
 
-``ThreadEngine`` is the implementation; one on io_uring fits behind the same six calls.
+``ThreadEngine`` is the implementation; one on io_uring fits behind the same calls.
 """
 
 from __future__ import annotations
@@ -31,6 +31,13 @@ class Engine(ABC):
     @abstractmethod
     async def write(self, fd: int, buffers: Sequence[memoryview], offset: int, *, durable: bool = False) -> None:
         """Store ``buffers`` one behind the other from ``offset``; ``durable`` makes them so before the call returns."""
+
+    def start_write(self, fd: int, data: memoryview, offset: int, done: Callable[[OSError | None], None]) -> bool:
+        """Begin to store ``data`` and call ``done`` in the event loop when that has ended; False: use ``write``.
+
+        No future and no task is made. Nobody can cancel it; ``data`` belongs to the engine until ``done`` is called.
+        """
+        return False
 
     @abstractmethod
     async def sync(self, fd: int) -> None:

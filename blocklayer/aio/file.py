@@ -25,7 +25,7 @@ from blocklayer.base.ranges import align_up
 from blocklayer.base.units import MIB, SECTOR
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from typing import Self
 
     from blocklayer.aio.engine import Engine
@@ -158,6 +158,24 @@ class File:
         finally:
             self._run = None
         self.size = max(self.size, offset + len(data))
+
+    def start_write(self, offset: int, data: memoryview, done: Callable[[IOFailedError | None], None]) -> bool:
+        """Begin a plain write; see ``Driver.start_write``."""
+        if self._direct or (self._write_through and not self._no_flush):
+            return False
+
+        def finished(error: OSError | None) -> None:
+            self._run = None
+            if error is not None:
+                self._measure()
+                done(from_os_error(error, "write", filename=self.path, offset=offset, length=len(data)))
+                return
+            if offset + len(data) > self.size:  # noqa: PLR1730 - max() costs a call, and this is the hot path
+                self.size = offset + len(data)
+            done(None)
+
+        self._run = None
+        return self.engine.start_write(self.fd, data, offset, finished)
 
     async def write_zeroes(
         self, offset: int, length: int, *, may_unmap: bool, fallback: bool = True, durable: bool = False

@@ -17,6 +17,7 @@ using its buffers; only ``_complete`` ends that), or done.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import threading
 from queue import SimpleQueue
@@ -49,13 +50,21 @@ HOLD_S: Final = 0.001
 
 
 class _Operation:
-    """One call on its way. ``future`` is what the caller awaits; ``drained`` what a cancelled caller awaits instead."""
+    """One call on its way. ``future`` is what the caller awaits; ``drained`` what a cancelled caller awaits instead.
 
-    __slots__ = ("args", "drained", "error", "function", "future", "handed_over", "result")
+    ``done`` is called in place of a future that nobody waits for.
+    """
+
+    __slots__ = ("args", "done", "drained", "error", "function", "future", "handed_over", "result")
 
     def __init__(
-        self, future: asyncio.Future[object], function: Callable[..., object], args: tuple[object, ...]
+        self,
+        future: asyncio.Future[object] | None,
+        function: Callable[..., object],
+        args: tuple[object, ...],
+        done: Callable[[OSError | None], None] | None = None,
     ) -> None:
+        self.done = done
         self.future = future
         self.function = function
         self.args = args
@@ -119,7 +128,7 @@ class _Collector:
             self._timer = None
         self._due = False
         collected, self._operations, self._weight = self._operations, [], 0
-        batch = [operation for operation in collected if not operation.future.done()]
+        batch = [each for each in collected if each.future is None or not each.future.done()]
         if batch:
             self._in_flight += 1
             self._put(batch, self)
@@ -154,14 +163,27 @@ class ThreadEngine(Engine):
         """See ``Engine.write``. As ``_run``, but without its coroutine: this is the call that counts."""
         length = len(buffers[0]) if len(buffers) == 1 else sum(map(len, buffers))
         collector = self._small if durable else self._small_writes
-        operation = self._begin(collector, positional.write_full, (fd, buffers, offset, durable), length)
+        operation, future = self._begin(collector, positional.write_full, (fd, buffers, offset, durable), length)
         try:
-            await operation.future
+            await future
         except asyncio.CancelledError:
             await self._let_go(operation)
             raise
         except OSError as error:
             raise from_os_error(error, "write", offset=offset, length=length) from None
+
+    def start_write(self, fd: int, data: memoryview, offset: int, done: Callable[[OSError | None], None]) -> bool:
+        """See ``Engine.start_write``."""
+        if self._closed:
+            return False
+        operation = _Operation(None, positional.write_full, (fd, (data,), offset, False), done)
+        self._in_flight += 1
+        length = len(data)
+        if length >= LARGE:
+            self._put([operation], None)
+        else:
+            self._small_writes.add(operation, length)
+        return True
 
     async def sync(self, fd: int) -> None:
         """See ``Engine.sync``."""
@@ -199,26 +221,27 @@ class ThreadEngine(Engine):
     # -- the way there and back --------------------------------------------------------------------------------
 
     async def _run(self, function: Callable[..., object], args: tuple[object, ...], weight: int) -> object:
-        operation = self._begin(self._small, function, args, weight)
+        operation, future = self._begin(self._small, function, args, weight)
         try:
-            return await operation.future
+            return await future
         except asyncio.CancelledError:
             await self._let_go(operation)
             raise
 
     def _begin(
         self, collector: _Collector, function: Callable[..., object], args: tuple[object, ...], weight: int
-    ) -> _Operation:
+    ) -> tuple[_Operation, asyncio.Future[object]]:
         """Collect an operation, or hand it over; the caller awaits its future, and if cancelled ``_let_go``."""
         if self._closed:
             raise StateError("the I/O engine is closed")
-        operation = _Operation(self._loop.create_future(), function, args)
+        future: asyncio.Future[object] = self._loop.create_future()
+        operation = _Operation(future, function, args)
         self._in_flight += 1
         if weight >= LARGE:
             self._put([operation], None)
         else:
             collector.add(operation, weight)
-        return operation
+        return operation, future
 
     async def _let_go(self, operation: _Operation) -> None:
         """The caller was cancelled: take the operation back if that is possible, else wait until its thread is done."""
@@ -260,7 +283,9 @@ class ThreadEngine(Engine):
         self._batches -= 1
         for operation in batch:
             future, error = operation.future, operation.error
-            if not future.done():
+            if future is None:
+                self._tell(operation)
+            elif not future.done():
                 if error is None:
                     future.set_result(operation.result)
                 elif isinstance(error, StopIteration):  # no future takes it
@@ -272,6 +297,17 @@ class ThreadEngine(Engine):
         if collector is not None:
             collector.completed()
         self._finished(len(batch))
+
+    def _tell(self, operation: _Operation) -> None:
+        """Call who has no future; what is raised there is a bug, and must not keep others from their results."""
+        error = operation.error
+        try:
+            if operation.done is not None:
+                operation.done(
+                    error if error is None or isinstance(error, OSError) else OSError(errno.EIO, repr(error))
+                )
+        except Exception as bug:  # noqa: BLE001 - as asyncio does with callbacks
+            self._loop.call_exception_handler({"message": "a write's callback failed", "exception": bug})
 
     def _finished(self, count: int = 1) -> None:
         self._in_flight -= count

@@ -22,8 +22,10 @@ from blocklayer.base.options import Options, build
 from blocklayer.graph.driver import Driver
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Self
 
+    from blocklayer.base.errors import BlockError
     from blocklayer.graph.opener import Opener
 
 _NO_FLAGS = WriteFlags.NONE
@@ -106,6 +108,10 @@ class FileDriver(Driver):
     async def write(self, offset: int, data: memoryview, flags: WriteFlags) -> None:
         """Write, extending the file if need be."""
         await self._file.write(offset, data, durable=flags is not _NO_FLAGS and WriteFlags.FUA in flags)
+
+    def start_write(self, offset: int, data: memoryview, done: Callable[[BlockError | None], None]) -> bool:
+        """Begin a write in the page cache's file."""
+        return self._file.start_write(offset, data, done)
 
     async def write_zeroes(self, offset: int, length: int, flags: WriteFlags) -> None:
         """Zero by hole, by reserved zeroes, or by writing."""

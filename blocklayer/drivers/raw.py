@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Self
 
+    from blocklayer.base.errors import BlockError
     from blocklayer.base.extents import Extent
     from blocklayer.graph.child import Child
     from blocklayer.graph.opener import CreateContext, Opener
@@ -98,6 +99,12 @@ class RawDriver(Driver):
         async with self._head:
             await self._check_head(offset, data)
             await self._file.write(self._offset + offset, data, flags)
+
+    def start_write(self, offset: int, data: memoryview, done: Callable[[BlockError | None], None]) -> bool:
+        """Begin a write to the file."""
+        if self._probe is not None and offset < SECTOR:
+            return False
+        return self._file.start_write(self._offset + offset, data, done)
 
     async def _check_head(self, offset: int, data: memoryview) -> None:
         """Refuse to make the first sector look like another format."""

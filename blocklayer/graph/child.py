@@ -17,6 +17,9 @@ from blocklayer.base.errors import ReadOnlyError
 from blocklayer.base.modes import Permission, Preallocation, WriteFlags
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from blocklayer.base.errors import BlockError
     from blocklayer.base.extents import Extent
     from blocklayer.graph.node import Node
 
@@ -100,6 +103,10 @@ class Child:
         if not self._writes:
             self._check_writer(offset)
         await self.node.path.write(offset, data, flags, grow=self._resize)
+
+    def start_write(self, offset: int, data: memoryview, done: Callable[[BlockError | None], None]) -> bool:
+        """Begin a plain write inside the node, or answer False; see ``Driver.start_write``."""
+        return self._writes and self.node.path.start_write(offset, data, done)
 
     async def write_compressed(self, offset: int, data: memoryview, flags: WriteFlags = WriteFlags.NONE) -> None:
         """Write one cluster compressed."""

@@ -36,9 +36,10 @@ from blocklayer.base.modes import Permission, Preallocation, WriteFlags
 from blocklayer.base.ranges import split
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from typing import Self
 
+    from blocklayer.base.errors import BlockError
     from blocklayer.base.options import Options
     from blocklayer.graph.child import Child
     from blocklayer.graph.opener import CreateContext, Opener
@@ -104,6 +105,14 @@ class Driver(ABC):
     async def write(self, offset: int, data: memoryview, flags: WriteFlags) -> None:
         """Store ``data`` at ``offset``; durable at return only with ``FUA``. All of it, or raise."""
         raise UnsupportedError(f"driver {self.name!r} cannot write", offset=offset, length=len(data))
+
+    def start_write(self, offset: int, data: memoryview, done: Callable[[BlockError | None], None]) -> bool:
+        """Begin a plain write, and call ``done(error)`` in the event loop when it has ended; False: use ``write``.
+
+        The write is then under way without coroutine, task or future. Decide at once, change nothing before ``True``, and
+        do not call ``done`` before returning.
+        """
+        return False
 
     async def write_zeroes(self, offset: int, length: int, flags: WriteFlags) -> None:
         """Make the range read as zeroes; ``MAY_UNMAP`` allows to deallocate, ``NO_FALLBACK`` forbids slow writing."""

@@ -32,6 +32,9 @@ from blocklayer.graph.driver import Driver
 from blocklayer.graph.grace import GracePeriods
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from blocklayer.base.errors import BlockError
     from blocklayer.graph.child import Child
 
 ALLOCATE_MAX: Final = 2 * MIB
@@ -128,6 +131,10 @@ class FormatDriver(Driver):
     async def prepare_write(self) -> None:
         """Called before anything is changed; may raise to refuse."""
 
+    def is_prepared(self) -> bool:
+        """Whether ``prepare_write`` would return at once."""
+        return False
+
     # -- reading -------------------------------------------------------------------------------------------------
 
     def try_read_into(self, offset: int, buffer: memoryview) -> bool:
@@ -211,6 +218,23 @@ class FormatDriver(Driver):
             if done == length:
                 return
             offset, data = offset + done, data[done:]
+
+    def start_write(self, offset: int, data: memoryview, done: Callable[[BlockError | None], None]) -> bool:
+        """Begin a write in place, in one run; see ``Driver.start_write``."""
+        mapping = self.try_map(offset, len(data)) if self.is_prepared() else None
+        if mapping is None or not mapping.in_place or mapping.length < len(data) or mapping.child is None:
+            return False
+        grace = self.grace
+        token = grace.enter()
+
+        def finished(error: BlockError | None) -> None:
+            grace.leave(token)
+            done(error)
+
+        if mapping.child.start_write(mapping.host_offset, data, finished):
+            return True
+        grace.leave(token)
+        return False
 
     async def _write_allocating(self, offset: int, data: memoryview) -> int:
         """Write a first part of ``data`` to new room; answers its length, 0 if somebody made room while we waited."""

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
+    from blocklayer.base.errors import BlockError
     from blocklayer.base.extents import Extent
     from blocklayer.graph.child import Child
     from blocklayer.graph.driver import Driver
@@ -155,6 +156,14 @@ class Node:
         if self._quiesced:
             await self._wait_open()
         await self.path.write(offset, as_view(data), flags)
+
+    def start_write(self, offset: int, data: memoryview, done: Callable[[BlockError | None], None]) -> bool:
+        """Begin a write without waiting, or answer False and do nothing: then use ``write``.
+
+        If it began, ``done(error)`` is called later in the event loop, with None for success. Nobody can cancel it, and
+        ``data`` must not change before. For callers with many small writes: no coroutine, task or future is made.
+        """
+        return not self._quiesced and self.path.start_write(offset, data, done)
 
     async def write_compressed(self, offset: int, data: Buffer) -> None:
         """Write one cluster compressed; ``UnsupportedError`` where the driver cannot."""

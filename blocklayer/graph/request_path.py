@@ -64,6 +64,7 @@ class RequestPath:
         self._read_only = options.read_only
         self._detects_zeroes = options.detect_zeroes is not DetectZeroes.OFF
         self._write_through = options.cache.write_through
+        self._starts_writes = not (options.read_only or self._detects_zeroes or self._write_through) and self._aligned
         self._write_generation = 0
         self._flushed_generation = 0
         self._flush_lock = asyncio.Lock()
@@ -138,6 +139,33 @@ class RequestPath:
         simple = self._aligned and length <= self._transfer_max
         action = driver.write if simple else partial(self._write_aligned, request)
         await self._run_write(request, self.statistics.write, action, data)
+
+    def start_write(self, offset: int, data: memoryview, done: Callable[[BlockError | None], None]) -> bool:
+        """Begin a write that needs nothing but the driver, or answer False; see ``Driver.start_write``."""
+        length, driver, requests = len(data), self.driver, self.requests
+        if not self._starts_writes or self.hooks or requests.serialising or self.closed:
+            return False
+        if offset < 0 or not 0 < length <= self._transfer_max or offset + length > driver.size:
+            return False
+        request = Request(_WRITE, offset, length)
+        started = perf_counter()
+
+        def finished(error: BlockError | None) -> None:
+            self._write_generation += 1
+            requests.remove(request)
+            counters = self.statistics.write
+            if error is None:
+                counters.record(length, perf_counter() - started)
+                self.statistics.wrote(offset + length)
+            else:
+                self._count_error(counters, error)
+            done(error)
+
+        requests.add(request)
+        if driver.start_write(offset, data, finished):
+            return True
+        requests.remove(request)
+        return False
 
     async def write_compressed(self, offset: int, data: memoryview, flags: WriteFlags = _NO_FLAGS) -> None:
         """Write one cluster compressed; the driver checks that it is one."""

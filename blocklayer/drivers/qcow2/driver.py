@@ -163,6 +163,10 @@ class Qcow2Driver(FormatDriver):
                     await self.image.write_header_now(incompatible=self.image.header.incompatible | Incompatible.DIRTY)
                     self._marked_dirty = True
 
+    def is_prepared(self) -> bool:
+        """See ``FormatDriver.is_prepared``."""
+        return self._writable and self.image.failed_mapping is None and (self._marked_dirty or not self.lazy)
+
     async def flush(self) -> None:
         """Ordered write-back; with lazy refcounts these stay in memory."""
         await self._flush(with_refcounts=not self.lazy)

@@ -120,8 +120,9 @@ async def test_nbdinfo_maps_the_disk(served):
 
 
 async def test_maps_are_those_that_qemu_nbd_tells_of_the_same_file(served):
-    await served.node.write_zeroes(5 * MIB, 100 * KIB)
-    await served.node.write(6 * MIB + 100, b"odd place")
+    await served.node.write_zeroes(5 * MIB, 128 * KIB)  # whole clusters: QEMU looks for holes inside those of the file
+    await served.node.write(6 * MIB + 64 * KIB, b"x" * 64 * KIB)
+    await served.node.discard(3 * MIB, 64 * KIB)
     ours = [await run("nbdinfo", f"--map={context}", "--json", served.uri) for context in CONTEXTS]
     await served.server.remove("disk")
     await served.node.flush()

@@ -65,9 +65,13 @@ def requests(chance, shape):
         command = chance.choice([*Command, *Command, 8, 9, 0xFFFF])
         if command == Command.DISC and chance.random() < 0.8:
             command = Command.READ
-        offset = chance.choice([chance.randrange(SIZE), chance.choice(EDGES_64)])
-        length = chance.choice([chance.randrange(9000), chance.choice(EDGES_64 if extended else EDGES)])
-        flags = chance.choice([0, 0, 1, 4, 8, chance.randrange(1 << 16)])
+        offset, length, flags = chance.randrange(SIZE - 9000), chance.randrange(9000), chance.choice([0, 0, 0, 1])
+        if chance.random() < 0.3:
+            offset = chance.choice(EDGES_64)
+        if chance.random() < 0.3:
+            length = chance.choice(EDGES_64 if extended else EDGES)
+        if chance.random() < 0.2:
+            flags = chance.choice([4, 8, chance.randrange(64), chance.randrange(1 << 16)])
         payload = b""
         if command == Command.WRITE or (extended and flags & 32):
             if length > 200_000 and chance.random() < 0.9:

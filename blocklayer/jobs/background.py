@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import anyio
 
+from blocklayer.aio.breath import Breather
 from blocklayer.base.errors import BlockError
 from blocklayer.jobs.block_copy import BlockCopy, Failure
-from blocklayer.jobs.breath import Breather
 from blocklayer.jobs.events import BlockJobFailing
 from blocklayer.jobs.policy import ErrorAction, OnError, backoff_s, decide, io_status
 

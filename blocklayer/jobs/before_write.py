@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 
 import anyio
 
+from blocklayer.aio.breath import Breather
 from blocklayer.base.errors import BlockError, TimedOutError
 from blocklayer.jobs.block_copy import BlockCopy, Failure
-from blocklayer.jobs.breath import Breather
 from blocklayer.jobs.give_up import GiveUp
 from blocklayer.jobs.survey import Content
 

@@ -11,7 +11,7 @@ import selectors
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 from unittest import mock
 
-from blocklayer.jobs import breath
+from blocklayer.aio import breath
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine

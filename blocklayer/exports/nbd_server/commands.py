@@ -13,6 +13,7 @@ from errno import ENOSPC
 from struct import Struct
 from typing import TYPE_CHECKING, Final
 
+from blocklayer.aio.breath import Breather
 from blocklayer.base.errors import (
     IOFailedError,
     NoSpaceError,
@@ -163,7 +164,9 @@ class Commands:
         end = request.offset + request.length
         reply: list[Buffer] = []
         at = request.offset
+        breather = Breather()
         async for extent in self._disk.extents(request.offset, request.length):
+            await breather.breathe()
             at = extent.end
             last = at == end
             if extent.is_zero or not extent.is_allocated:
@@ -195,7 +198,9 @@ class Commands:
 
     async def _cache(self, request: Request, _payload: bytearray | None) -> list[Buffer]:
         scratch = memoryview(bytearray(min(request.length, CACHE_PIECE)))
+        breather = Breather()
         for piece in split(request.offset, request.length, length_max=CACHE_PIECE):
+            await breather.breathe()
             await self._disk.read_into(piece.offset, scratch[: piece.length])
         return self.done(request)
 

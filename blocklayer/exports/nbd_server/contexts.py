@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from blocklayer.aio.breath import Breather
 from blocklayer.codec.nbd.protocol import ALLOCATION_DEPTH, BASE_ALLOCATION, AllocationState
 
 if TYPE_CHECKING:
@@ -75,7 +76,9 @@ def allocation_flags(extent: Extent) -> int:
 async def joined_runs(context: MetaContext, offset: int, length: int, *, count_max: int) -> list[Run]:
     """The first ``count_max`` runs of a range, neighbours with the same flags made one."""
     found: list[Run] = []
+    breather = Breather()
     async for run in context.runs(offset, length):
+        await breather.breathe()
         if found and found[-1].flags == run.flags:
             found[-1] = Run(found[-1].length + run.length, run.flags)
         elif len(found) == count_max:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
+
 import pytest
 
 import blocklayer
+from blocklayer.aio import breath
 from blocklayer.base.extents import Extent, ExtentKind
 from blocklayer.base.units import KIB, MIB
 from blocklayer.codec.nbd.protocol import AllocationState
@@ -61,6 +65,23 @@ async def test_no_more_runs_than_wanted_are_looked_for(count_max, expected):
     runs = Runs((1, 0), (2, 0), (3, 1), (4, 1), (5, 0), (6, 1), (7, 0))
     assert await joined_runs(runs, 0, 28, count_max=count_max) == expected
     assert runs.taken == [3, 5, 6][count_max - 1]
+
+
+async def test_others_get_their_turn_while_a_long_map_is_made(monkeypatch):
+    clock = itertools.count()
+    monkeypatch.setattr(breath, "perf_counter", lambda: next(clock) * 0.0001)  # ten runs take a millisecond
+    turns = 0
+
+    async def others():
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    task = asyncio.ensure_future(others())
+    found = await joined_runs(Runs(*((1, number % 2) for number in range(10_000))), 0, 10_000, count_max=10_000)
+    task.cancel()
+    assert (len(found), turns > 500) == (10_000, True)
 
 
 async def test_base_allocation_of_a_disk():

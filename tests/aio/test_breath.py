@@ -7,8 +7,8 @@ from itertools import count
 
 import pytest
 
-from blocklayer.jobs import breath
-from blocklayer.jobs.breath import BREATH_S, Breather
+from blocklayer.aio import breath
+from blocklayer.aio.breath import BREATH_S, Breather
 
 
 @pytest.mark.parametrize(("step", "expected"), [(BREATH_S / 4, 20), (BREATH_S * 2, 100), (0.0, 0)])

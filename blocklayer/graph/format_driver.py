@@ -231,10 +231,13 @@ class FormatDriver(Driver):
             grace.leave(token)
             done(error)
 
-        if mapping.child.start_write(mapping.host_offset, data, finished):
-            return True
-        grace.leave(token)
-        return False
+        began = False
+        try:
+            began = mapping.child.start_write(mapping.host_offset, data, finished)
+        finally:
+            if not began:
+                grace.leave(token)
+        return began
 
     async def _write_allocating(self, offset: int, data: memoryview) -> int:
         """Write a first part of ``data`` to new room; answers its length, 0 if somebody made room while we waited."""

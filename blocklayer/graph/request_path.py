@@ -162,10 +162,13 @@ class RequestPath:
             done(error)
 
         requests.add(request)
-        if driver.start_write(offset, data, finished):
-            return True
-        requests.remove(request)
-        return False
+        began = False
+        try:
+            began = driver.start_write(offset, data, finished)
+        finally:
+            if not began:
+                requests.remove(request)
+        return began
 
     async def write_compressed(self, offset: int, data: memoryview, flags: WriteFlags = _NO_FLAGS) -> None:
         """Write one cluster compressed; the driver checks that it is one."""

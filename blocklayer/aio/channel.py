@@ -17,13 +17,14 @@ Invariants
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 from collections import deque
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from blocklayer.base.errors import StateError
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable, Sequence
 
     from typing_extensions import Buffer
@@ -65,6 +66,8 @@ class Channel:
         self.unsent = 0
         """Bytes that wait for the socket."""
         self._loop = asyncio.get_running_loop()
+        # uvloop calls a reader once when the connection was reset and never again, though there may be bytes before it
+        self._calls_once = not isinstance(self._loop, asyncio.BaseEventLoop)
         self._socket = sock
         self._fd = sock.fileno()
         self.user = user
@@ -96,8 +99,15 @@ class Channel:
             return
         if count:
             self.user.received(count)
+            if self._calls_once and not self.closed:
+                self._lose_if_reset()
         else:
             self._lose(None)
+
+    def _lose_if_reset(self) -> None:
+        number = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if number:
+            self._lose(OSError(number, os.strerror(number)))
 
     # -- sending -----------------------------------------------------------------------------------------------
 

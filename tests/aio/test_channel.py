@@ -309,3 +309,24 @@ async def test_bytes_that_are_given_away_are_the_new_owners(channel, peer):
     await second.user.until(lambda: second.user.data)
     assert (second.user.data, channel.user.data) == (b"for the next one", b"")
     second.close()
+
+
+@pytest.mark.parametrize("loop", ["stock", "uvloop"])
+def test_a_reset_behind_bytes_that_wait_is_noticed_in_every_event_loop(loop):
+    """uvloop calls a reader once more for the bytes, and never again."""
+    factory = pytest.importorskip("uvloop").new_event_loop if loop == "uvloop" else asyncio.new_event_loop
+
+    async def main():
+        ours, theirs = socket.socketpair()
+        channel = Channel(ours, User())
+        channel.send([b"unread"])
+        theirs.send(bytes(1000))
+        theirs.close()
+        channel.resume_reading()
+        await channel.user.until(lambda: channel.user.ends)
+        assert isinstance(channel.user.ends[0], ConnectionResetError)
+        assert len(channel.user.ends) == 1
+        assert channel.closed
+
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(main())

@@ -2,7 +2,7 @@
 
 Layer ``codec``: pure. ``CreateOptions`` takes qemu-img's words and refuses what qemu-img refuses; ``plan_create``
 decides where everything lies; the plan's ``writes`` are made one at a time, so that the memory is that of one table
-however large the image. The header comes last: what a process that dies leaves behind is no image.
+however large the image. The header comes last, behind a flush: what a crash leaves behind is no image.
 
     | header | refcount table | refcount blocks | L1 table | L2 tables | guest clusters |
                                                             only when preallocated

@@ -30,6 +30,8 @@ async def create_image(options: Options, context: CreateContext) -> None:
     if data is not file:
         await data.flush()
     for write in plan.writes():
+        if not write.offset:
+            await file.flush()  # the header makes it an image: all that it names has to be there
         await file.write(write.offset, memoryview(write.data))
 
 

@@ -147,3 +147,28 @@ async def test_the_header_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyP
         await graph.create(tmp_path / "new.qcow2", format="qcow2", size=MIB, preallocation="metadata")
     assert seen[-1] == 0
     assert 0 not in seen[:-1]
+
+
+async def test_the_header_is_written_when_all_that_it_names_is_durable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a power cut could leave an image without tables."""
+    order: list[str] = []
+    write, sync = os.pwritev, os.fdatasync
+
+    def pwritev(fd, buffers, offset, *flags):
+        order.append("tables" if offset else "header")
+        return write(fd, buffers, offset, *flags)
+
+    def fdatasync(fd):
+        order.append("flush")
+        return sync(fd)
+
+    monkeypatch.setattr(os, "pwritev", pwritev)
+    monkeypatch.setattr(os, "fdatasync", fdatasync)
+    async with blocklayer.Graph() as graph:
+        await graph.create(tmp_path / "disk.qcow2", format="qcow2", size="1G")
+    header = order.index("header")
+    assert order[header - 1] == "flush"
+    assert "tables" in order[:header]
+    assert "tables" not in order[header:]

@@ -256,7 +256,8 @@ class Transmission:
     def _start_write(self, task: Task) -> bool:
         """Let a plain write begin without a worker, if the disk can; else answer False."""
         request, payload = task.request, task.payload
-        if self._disk_start_write is None or request.flags & ~_PAYLOAD_LEN or not payload or not self._export.writable:
+        allowed = _PAYLOAD_LEN if self._session.extended else 0
+        if self._disk_start_write is None or request.flags & ~allowed or not payload or not self._export.writable:
             return False
 
         def done(error: BlockError | None) -> None:
@@ -270,7 +271,10 @@ class Transmission:
             else:
                 self._fail(request, to_wire(error, writing=True), str(error))
 
-        if not self._disk_start_write(request.offset, memoryview(payload), done):
+        try:
+            if not self._disk_start_write(request.offset, memoryview(payload), done):
+                return False
+        except Exception:  # noqa: BLE001 - a worker meets it again, and says so
             return False
         self._started_writes += 1
         return True

@@ -348,3 +348,29 @@ async def test_statistics_count_what_was_done(client, disk, server):
     found = server.statistics["disk"]
     assert (found.connections, found.requests, found.errors) == (1, 3, 1)
     assert (found.bytes_read, found.bytes_written, sum(found.latency)) == (3, 5, 3)
+
+
+class Starting(PaperDisk):
+    """Begins writes without a task, or raises."""
+
+    bug = False
+
+    def start_write(self, offset, data, done):
+        if self.bug:
+            raise ZeroDivisionError("oops")
+        self.bytes[offset : offset + len(data)] = data
+        asyncio.get_running_loop().call_soon(done, None)
+        return True
+
+
+async def test_a_write_that_begins_at_once_has_the_rules_of_any_other(connect, server, shape):
+    server.add(NbdExport("starting", disk := Starting(), writable=True))
+    client = await connect(shape, "starting")
+    await client.write(0, b"begun")
+    assert (disk.bytes[:5], disk.log) == (b"begun", [])
+    if shape != "extended":
+        reply = await client.request(Command.WRITE, 0, flags=CommandFlags.PAYLOAD_LEN, payload=b"wrong")
+        assert reply.error == NbdErrno.EINVAL
+    disk.bug = True
+    await client.write(0, b"by a worker")
+    assert disk.bytes[:11] == b"by a worker"

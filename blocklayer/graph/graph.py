@@ -134,6 +134,9 @@ class Graph:
             for edge in edges:
                 edge.detach()
         self._callers.clear()
+        for node in self._nodes.values():
+            for edge in [edge for edge in node.parents if not isinstance(edge.owner, Node)]:
+                edge.detach()  # an export, say: it will find the node closed, and what was written is safe
         while unused := [node for node in self._nodes.values() if not node.parents]:
             for node in unused:
                 try:

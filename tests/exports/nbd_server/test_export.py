@@ -137,3 +137,17 @@ def test_each_latency_has_its_place():
     assert sum(statistics.latency) == statistics.requests == len(LATENCY_BOUNDS_S) + 2
     assert statistics.latency[0] == 2
     assert statistics.latency[-1] == 1
+
+
+async def test_a_graph_that_closes_before_its_exports_has_written_everything(tmp_path):
+    """Whoever closes in the wrong order loses no data: the node is flushed and closed, and the export lets go of it."""
+    path = tmp_path / "disk.qcow2"
+    async with blocklayer.Graph() as graph:
+        await graph.create(path, format="qcow2", size="1M")
+        disk = await graph.open(path)
+        active = ActiveExport(NbdExport("disk", disk, writable=True))
+        await disk.write(0, b"kept")
+    assert disk.closed
+    await active.release()
+    async with blocklayer.Graph() as graph:
+        assert await (await graph.open(path, read_only=True)).read(0, 4) == b"kept"

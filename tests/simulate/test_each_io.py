@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pytest
 
 import blocklayer
-from blocklayer.base.errors import BlockError, IOFailedError, JobError, io_error
+from blocklayer.base.errors import BlockError, IOFailedError, JobError, StateError, io_error
 from blocklayer.base.modes import WriteFlags
 from blocklayer.base.units import KIB, SECTOR
 from tests.helpers.qcow2_disk import (
@@ -302,7 +302,9 @@ class BackupScene:
             loop.ticks, loop.act_at, loop.action = 0, self.act_at, lambda: self.act(self)
             self.starter = asyncio.create_task(self._back_up(graph, source, copy))
             self.guest = asyncio.create_task(self._write(source))
-            await asyncio.wait([self.starter, self.guest])
+            for task in (await asyncio.wait([self.starter, self.guest]))[0]:
+                if not task.cancelled():
+                    task.result()
             if self.job is not None:
                 if not self.job.concluded and self.mode == "none":
                     self.job.end(force=False)
@@ -329,7 +331,8 @@ class BackupScene:
             assert self.guest is not None
             await asyncio.wait([self.guest])
             if not self.job.concluded:
-                await self.job.cancel()
+                with suppress(StateError):  # it may be on its way to the end already
+                    await self.job.cancel()
         try:
             await self.job.wait()
             self.ending = "success"

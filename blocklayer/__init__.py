@@ -52,6 +52,7 @@ from blocklayer.base.modes import CacheMode, DetectZeroes, DiscardMode, Permissi
 from blocklayer.drivers.faults import FaultsDriver
 from blocklayer.drivers.file import FileDriver
 from blocklayer.drivers.memory import MemoryDriver
+from blocklayer.drivers.nbd import NbdDriver
 from blocklayer.drivers.null import NullDriver
 from blocklayer.drivers.qcow2 import Qcow2Driver
 from blocklayer.drivers.raw import RawDriver
@@ -76,7 +77,16 @@ __version__ = "0.1.0"
 
 BUILT_IN_DRIVERS: Mapping[str, type[Driver]] = {
     driver.name: driver
-    for driver in (Qcow2Driver, RawDriver, FileDriver, MemoryDriver, NullDriver, ThrottleDriver, FaultsDriver)
+    for driver in (
+        Qcow2Driver,
+        RawDriver,
+        FileDriver,
+        NbdDriver,
+        MemoryDriver,
+        NullDriver,
+        ThrottleDriver,
+        FaultsDriver,
+    )
 }
 """What every graph knows; a format's place in the table is its turn when content is probed."""
 

@@ -18,6 +18,7 @@ from blocklayer.drivers import throttle
 from blocklayer.drivers.faults import EVENTS, Rule
 from blocklayer.drivers.file import FileOptions
 from blocklayer.drivers.memory import MemoryOptions
+from blocklayer.drivers.nbd.options import NbdOptions
 from blocklayer.drivers.null import NullOptions
 from blocklayer.drivers.qcow2.options import Qcow2Options
 from blocklayer.drivers.raw import RawCreateOptions, RawOptions
@@ -32,6 +33,7 @@ TABLES = {
     ("raw", "option"): RawOptions,
     ("raw", "option of `create`"): RawCreateOptions,
     ("file", "option"): FileOptions,
+    ("nbd", "option"): NbdOptions,
     ("memory", "option"): MemoryOptions,
     ("null-co", "option"): NullOptions,
     ("faults", "field of a rule"): Rule,

@@ -78,7 +78,16 @@ def test_every_built_in_driver_is_in_the_table_by_its_own_name() -> None:
     assert {name: driver.name for name, driver in blocklayer.BUILT_IN_DRIVERS.items()} == {
         name: name for name in blocklayer.BUILT_IN_DRIVERS
     }
-    assert set(blocklayer.BUILT_IN_DRIVERS) == {"qcow2", "raw", "file", "memory", "null-co", "throttle", "faults"}
+    assert set(blocklayer.BUILT_IN_DRIVERS) == {
+        "qcow2",
+        "raw",
+        "file",
+        "memory",
+        "nbd",
+        "null-co",
+        "throttle",
+        "faults",
+    }
 
 
 IMPORT = """

@@ -62,6 +62,9 @@ class Driver(ABC):
     suffixes: ClassVar[tuple[str, ...]] = ()
     """File name endings that mean this format when no format is given."""
 
+    schemes: ClassVar[tuple[str, ...]] = ()
+    """Beginnings of names (before "://") that are no paths but URIs of this driver; it gets them as option ``uri``."""
+
     growable: bool = False
     """Writes past the end extend the node (only through a parent that may resize it)."""
 

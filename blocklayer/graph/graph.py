@@ -198,7 +198,7 @@ class Graph:
     ) -> Node:
         """Open an image with its whole backing chain, or block device options, and hold the top node.
 
-        ``what`` is a path, or a mapping like ``{"driver": "qcow2", "file": {"driver": "file", "filename": ...}}``.
+        ``what`` is a path, a URI (``nbd://host/export``), or a mapping like ``{"driver": "qcow2", "file": {"driver": "file", "filename": ...}}``.
         ``format`` names the driver for a path; without it the file name's ending decides (``.qcow2``), and content only
         if ``probe`` is true. ``options`` are node and driver options with ``_`` for ``-`` (``read_only=True``,
         ``cache="none"``, ``detect_zeroes="unmap"``, ``backing=node``...). ``gate`` says what image headers may refer to.
@@ -223,6 +223,9 @@ class Graph:
 
     async def _path_options(self, path: str, driver: str | None, *, probe: bool) -> dict[str, object]:
         probed = False
+        below = self._uri_options(path)
+        if below is not None and driver in (None, below["driver"]):
+            return below
         if driver is None:
             driver = self._format_by_name(path)
         if driver is None:
@@ -234,7 +237,13 @@ class Graph:
         if not self._driver(driver).is_format:
             return {"driver": driver, "filename": path}
         extra: dict[str, object] = {"probed": True} if probed else {}
-        return {"driver": driver, "file": {"driver": "file", "filename": path}, **extra}
+        return {"driver": driver, "file": below or {"driver": "file", "filename": path}, **extra}
+
+    def _uri_options(self, text: str) -> dict[str, object] | None:
+        """Options of the node that a URI names; None if it is a path. Without a format the node itself is meant."""
+        scheme, colon, _ = text.partition("://")
+        name = next((name for name, driver in self.drivers.items() if colon and scheme.lower() in driver.schemes), None)
+        return None if name is None else {"driver": name, "uri": text}
 
     def _format_by_name(self, path: str) -> str | None:
         ending = os.path.splitext(path)[1].lower()

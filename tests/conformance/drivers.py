@@ -17,7 +17,10 @@ from blocklayer.base.errors import OptionError
 from blocklayer.base.limits import BlockLimits
 from blocklayer.base.ranges import align_up
 from blocklayer.drivers.filter import FilterDriver
+from blocklayer.drivers.nbd import NbdDriver
+from blocklayer.exports.nbd_server import NbdExport, NbdServer
 from tests.conformance.suite import KIB, SIZE, Can, Factory
+from tests.helpers.nbd_disk import PaperDisk
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -123,6 +126,47 @@ def margins_are_whole(folder: Path) -> None:
 def on_file(**file: object) -> Any:
     """Options of a raw node on a file."""
     return lambda folder, _size: {"driver": "raw", "file": file_in(folder, **file)}
+
+
+# -- over a network ------------------------------------------------------------------------------------------------------
+
+
+class ServedDriver(NbdDriver):
+    """The driver with a server of its own, of our own, and a disk in memory behind that."""
+
+    server: NbdServer | None = None
+
+    @classmethod
+    async def open(cls, options: Options, opener: Opener) -> Self:
+        """Options: ``size``, ``path``, and those of the driver."""
+        rest = {key: value for key, value in options.items() if key != "size"}
+        server = await NbdServer().__aenter__()
+        try:
+            server.add(NbdExport("disk", PaperDisk(int(str(options["size"]))), writable=True))
+            await server.listen_unix(str(options["path"]))
+            self = await super().open(rest | {"export": "disk"}, opener)
+        except BaseException:
+            await server.close(hard=True)
+            raise
+        self.server = server
+        return self
+
+    async def close(self) -> None:
+        """The server too."""
+        await super().close()
+        if self.server is not None:
+            await self.server.close()
+
+
+def nbd(name: str, **options: object) -> Factory:
+    """An export of a server of our own, which goes with the node."""
+    return Factory(
+        name,
+        lambda folder, size: {"driver": "nbd", "path": str(folder / "socket"), "size": size, **options},
+        Can.WRITE | Can.SPARSE,
+        size=SIZE + 1,
+        drivers={"nbd": ServedDriver},
+    )
 
 
 # -- qcow2 -------------------------------------------------------------------------------------------------------------
@@ -253,6 +297,8 @@ FACTORIES: tuple[Factory, ...] = (
     overlay("overlay-v2", compat="0.10", cluster_size=4 * KIB),
     overlay("overlay-subclusters", cluster_size=32 * KIB, extended_l2=True),
     overlay("overlay-thrice", depth=3, base_size=2 * SIZE, cluster_size=8 * KIB),
+    nbd("nbd"),
+    nbd("nbd-several", connections=4),
     above("throttle", MEMORY, **{"bps-total": "1T"}),
     above("throttle", QCOW2, **{"iops-total": 10**9}),
     above("faults", OVERLAY),

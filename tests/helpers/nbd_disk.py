@@ -75,6 +75,8 @@ class PaperDisk:
         at, end = offset, offset + length
         while at < end:
             stop = min(end, at - at % UNIT + UNIT)
-            kind = ExtentKind.DATA if any(self.bytes[at:stop]) else ExtentKind.ZERO
+            start = at - at % UNIT
+            unit = self.bytes[start : start + UNIT]
+            kind = ExtentKind.ZERO if unit.count(0) == len(unit) else ExtentKind.DATA
             yield Extent(at, stop - at, kind)
             at = stop
